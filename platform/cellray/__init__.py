@@ -1,0 +1,33 @@
+"""Self-supervised learning on single-cell atlases, on Ray.
+
+The verbs of the command line are functions here: `ingest`, `pretrain`, `evaluate`, `embed`.
+They load their modules on first use, so that ``import cellray`` pulls in neither torch nor Ray.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_VERBS = {
+    "Atlas": "cellray.atlas.store",
+    "Recipe": "cellray.core.recipe",
+    "embed": "cellray.evaluation.embed",
+    "evaluate": "cellray.evaluation.run",
+    "ingest": "cellray.atlas.write",
+    "pretrain": "cellray.train.run",
+    "resolve": "cellray.track.models",
+}
+
+__all__ = [*_VERBS, "__version__"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - module attributes are of any type
+    if name in _VERBS:
+        return getattr(import_module(_VERBS[name]), name)
+    msg = f"module 'cellray' has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

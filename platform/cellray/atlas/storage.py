@@ -1,0 +1,103 @@
+"""From a URL to a zarr store that zarrs can read in native code.
+
+Local folders and ``s3://`` go through obstore; the usual AWS variables apply, among them
+``AWS_ENDPOINT_URL`` for servers other than Amazon's.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import zarr
+from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import LocalStore, ObjectStore, S3Store
+from zarr.storage import ObjectStore as ZarrStore
+
+from cellray.core.errors import CellrayError
+
+
+def is_remote(url: str) -> bool:
+    """Say whether a URL names an object store rather than a local folder."""
+    return "://" in url and not url.startswith("file://")
+
+
+def normalise(url: str | Path) -> str:
+    """Give an absolute local path, or the object store's URL without a trailing slash."""
+    text = str(url).rstrip("/")
+    if is_remote(text):
+        return text
+    return str(Path(text.removeprefix("file://")).expanduser().absolute())
+
+
+def object_store(url: str, *, create: bool = False) -> ObjectStore:
+    """Open a folder or bucket prefix as an obstore store.
+
+    Parameters
+    ----------
+    url
+        A local path or ``s3://bucket/prefix``.
+    create
+        Make the local folder if it is not there.
+
+    Raises
+    ------
+    CellrayError
+        A scheme that is not known, or a local folder that is not there.
+    """
+    if not is_remote(url):
+        if not create and not Path(url).is_dir():
+            raise CellrayError(f"no atlas at {url}: the folder does not exist", "check the path")
+        return LocalStore(url, mkdir=create)
+    parts = urlsplit(url)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise CellrayError(f"cannot open {url}", "give a local path or s3://bucket/prefix")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return S3Store(
+        parts.netloc,
+        prefix=parts.path.strip("/") or None,
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        virtual_hosted_style_request=False,
+        client_options={"allow_http": bool(endpoint and endpoint.startswith("http://"))},
+        **({"endpoint": endpoint} if endpoint else {}),
+    )
+
+
+def zarr_store(url: str, *, create: bool = False) -> ZarrStore:
+    """Open a URL as a zarr store; writable when `create` is set."""
+    return ZarrStore(object_store(url, create=create), read_only=not create)
+
+
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn what an object store refuses into a line that names the bucket and the mend."""
+    try:
+        yield
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise CellrayError(
+            f"{url}: the object store refuses these credentials",
+            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
+        ) from error
+    except (NotFoundError, FileNotFoundError) as error:
+        if "NoSuchBucket" in str(error):
+            bucket = urlsplit(url).netloc
+            raise CellrayError(
+                f"bucket '{bucket}' does not exist", "create it, or check the URL"
+            ) from error
+        raise
+    except BaseError as error:
+        if is_remote(url):
+            line = str(error).splitlines()[0][:200]
+            raise CellrayError(
+                f"{url}: the object store does not answer: {line}",
+                "check AWS_ENDPOINT_URL and the network",
+            ) from error
+        raise
+
+
+@contextmanager
+def native_codecs() -> Iterator[None]:
+    """Open arrays with zarrs's codec pipeline: chunks are coalesced and decoded in Rust."""
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        yield

@@ -1,0 +1,1 @@
+"""The ground floor: types, errors, the recipe, seeds, gene vocabularies. NumPy only."""

@@ -1,0 +1,1 @@
+"""Evaluation: downstream tasks on frozen embeddings, and their report."""

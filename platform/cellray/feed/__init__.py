@@ -1,0 +1,1 @@
+"""The feed: plan -> Ray Data -> batches on the training device."""

@@ -1,0 +1,1 @@
+"""The learner: encoder, objective and views as one module, and its optimiser. torch alone."""

@@ -1,0 +1,1 @@
+"""Networks: encoders (the table is `ENCODERS`), heads and decoders."""

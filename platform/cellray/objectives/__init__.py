@@ -1,0 +1,1 @@
+"""Objectives: the losses of self-supervised pre-training. The table is `OBJECTIVES`."""

@@ -1,0 +1,1 @@
+"""Metrics on arrays: pure functions, usable inside training and trials."""

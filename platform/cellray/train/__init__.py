@@ -1,0 +1,1 @@
+"""Training: Ray Train workers, DDP and FSDP2, checkpoints."""

@@ -1,0 +1,1 @@
+"""Views: augmentations of a batch that report what they hid. The table is `VIEWS`."""
