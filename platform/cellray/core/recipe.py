@@ -26,6 +26,9 @@ class Data(_Section):
         Cells in one optimiser step, over all workers together.
     slab_batches
         Batches in one slab, the unit that is read and shipped; None chooses by the atlas's size.
+    mix
+        Blocks of consecutive cells that are shuffled together in a slab; None is 4, or what the
+        workers need to share a slab evenly.
     validation
         Fraction of cells held out for the validation loss.
     split_by
@@ -36,6 +39,7 @@ class Data(_Section):
 
     batch_size: Annotated[int, Field(ge=2)] = 256
     slab_batches: Annotated[int, Field(ge=1)] | None = None
+    mix: Annotated[int, Field(ge=1)] | None = None
     validation: Fraction = 0.1
     split_by: str | None = None
     genes: Annotated[int, Field(ge=2)] | None = None
@@ -82,6 +86,8 @@ class Train(_Section):
         Stop after this many epochs without a better validation loss; None never stops early.
     log_every
         Steps between two records of the training loss.
+    checkpoint_every
+        Steps between checkpoints inside an epoch; every epoch ends with one anyway.
     cpus_per_worker
         CPUs that a worker asks of Ray; Ray Data needs what is left over to read.
     max_failures
@@ -94,6 +100,7 @@ class Train(_Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     patience: Annotated[int, Field(ge=1)] | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     cpus_per_worker: Annotated[float, Field(gt=0)] = 0.5
     max_failures: Annotated[int, Field(ge=0)] = 2
 

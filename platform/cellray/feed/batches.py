@@ -1,0 +1,97 @@
+"""Shares of slabs as Arrow rows, and Arrow rows as batches.
+
+One Arrow row holds one rank's whole share of a slab, as list columns over its flat arrays: Ray Data
+then moves a few large buffers and never touches a cell.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cellray.core.types import Rows
+
+OBS = "obs:"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """One rank's share of a slab.
+
+    Attributes
+    ----------
+    slab
+        Number of the slab in the run.
+    rows
+        The cells in delivery order: equal runs of them are the rank's shares of the batches.
+    """
+
+    slab: int
+    rows: Rows
+
+    def batches(self, count: int, *, skip: int = 0) -> Iterator[Rows]:
+        """Cut the share into `count` equal batches and leave out the first `skip`."""
+        size = len(self.rows) // count
+        for start in range(skip * size, count * size, size):
+            yield slice_rows(self.rows, start, start + size)
+
+
+def slice_rows(rows: Rows, start: int, stop: int) -> Rows:
+    """Give consecutive rows as views of the same arrays."""
+    low, high = int(rows.indptr[start]), int(rows.indptr[stop])
+    return Rows(
+        data=rows.data[low:high],
+        indices=rows.indices[low:high],
+        indptr=rows.indptr[start : stop + 1] - low,
+        n_genes=rows.n_genes,
+        cells=rows.cells[start:stop],
+        obs={name: values[start:stop] for name, values in rows.obs.items()},
+    )
+
+
+def to_arrow(share: Share) -> pa.Table:
+    """Pack a share into a table of one row."""
+    rows = share.rows
+    columns = {
+        "data": _listed(rows.data),
+        "indices": _listed(rows.indices),
+        "indptr": _listed(rows.indptr),
+        "cells": _listed(rows.cells),
+        **{OBS + name: _listed(values) for name, values in rows.obs.items()},
+        "slab": pa.array([share.slab], pa.int64()),
+        "n_genes": pa.array([rows.n_genes], pa.int64()),
+    }
+    return pa.table(columns)
+
+
+def from_arrow(table: pa.Table) -> Share:
+    """Unpack a table of one row; the arrays are views of Arrow's buffers."""
+    obs = {
+        name.removeprefix(OBS): _flat(table, name)
+        for name in table.column_names
+        if name.startswith(OBS)
+    }
+    rows = Rows(
+        data=_flat(table, "data"),
+        indices=_flat(table, "indices"),
+        indptr=_flat(table, "indptr"),
+        n_genes=table["n_genes"][0].as_py(),
+        cells=_flat(table, "cells"),
+        obs=obs,
+    )
+    return Share(slab=table["slab"][0].as_py(), rows=rows)
+
+
+def _listed(values: NDArray[Any]) -> pa.LargeListArray:
+    flat = pa.array(values) if values.dtype == object else pa.array(np.ascontiguousarray(values))
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), flat)
+
+
+def _flat(table: pa.Table, name: str) -> NDArray[Any]:
+    column = table[name].combine_chunks()
+    values = column.flatten()
+    array: NDArray[Any] = values.to_numpy(zero_copy_only=not pa.types.is_string(values.type))
+    return array

@@ -1,0 +1,54 @@
+"""A Ray session: the cluster that RAY_ADDRESS names, or a small one in this process."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from cellray.core.errors import CellrayError
+
+MIN_CPUS = 2  # one for a train worker's fraction, one for the reads beside it
+OBJECT_STORE = 1 << 30
+
+
+@contextmanager
+def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+    """Connect to Ray for as long as the block runs; a session that is already there is kept.
+
+    Parameters
+    ----------
+    num_cpus
+        CPUs of an in-process Ray; None takes the machine's, two at least.
+
+    Raises
+    ------
+    CellrayError
+        ``RAY_ADDRESS`` names a cluster that does not answer or refuses the token.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address and address != "local":
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus or max(MIN_CPUS, os.cpu_count() or MIN_CPUS),
+                object_store_memory=OBJECT_STORE,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise CellrayError(
+            f"cannot reach Ray at {address or 'this machine'}: {str(error).splitlines()[0]}",
+            "check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run in this process",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

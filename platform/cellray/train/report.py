@@ -1,0 +1,74 @@
+"""What the controller does with reports: one MLflow run, and the place to resume from."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+from numpy.typing import NDArray
+from ray.train import Checkpoint, UserCallback
+
+from cellray.atlas.plan import Plan
+from cellray.atlas.store import Atlas
+from cellray.feed.source import train_dataset
+from cellray.track import runs
+
+
+class RunCallback(UserCallback):
+    """Lives in Ray Train's controller, which survives the workers.
+
+    It owns the MLflow run's id, so that restarts write to one run; and it makes the dataset of
+    every worker group from the step of the last checkpoint on, so that no cell comes twice.
+
+    Parameters
+    ----------
+    run_id, uri
+        The MLflow run, and the tracking store that holds it.
+    ticker
+        A file on the driver's node, where the controller runs too; it gets the step after each
+        report, for the driver's progress bar.
+    atlas, plan, cells, world
+        What `train_dataset` takes.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        uri: str,
+        ticker: Path,
+        atlas: Atlas,
+        plan: Plan,
+        cells: NDArray[np.int64],
+        world: int,
+    ) -> None:
+        self._run_id = run_id
+        self._uri = uri
+        self._ticker = ticker
+        self._atlas = atlas
+        self._plan = plan
+        self._cells = cells
+        self._world = world
+        self._step = 0
+
+    def dataset(self) -> ray.data.Dataset:
+        """Make the dataset from the last checkpoint's step on; Ray calls this at every start."""
+        return train_dataset(
+            self._atlas, self._plan, cells=self._cells, world=self._world, step=self._step
+        )
+
+    def after_report(
+        self,
+        run_context: Any,  # noqa: ANN401 - Ray's signature
+        metrics: list[dict[str, Any]],
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        """Log rank 0's records and remember the place."""
+        del run_context
+        os.environ["MLFLOW_TRACKING_URI"] = self._uri  # the controller's own process
+        if checkpoint is not None:
+            self._step = metrics[0]["step"]
+        runs.log_records(self._run_id, metrics[0]["records"])
+        with self._ticker.open("a") as file:
+            file.write(f"{metrics[0]['step']}\n")

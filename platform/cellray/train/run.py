@@ -1,0 +1,255 @@
+"""Pre-training as one call: plan, Ray Train, MLflow run, registered model version."""
+
+import json
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+from numpy.typing import NDArray
+from ray.data import ExecutionOptions
+from ray.train.torch import TorchTrainer
+
+from cellray.atlas.genes import variable_genes
+from cellray.atlas.plan import Plan, make_plan, spans_of
+from cellray.atlas.splits import split_cells
+from cellray.atlas.storage import is_remote, normalise
+from cellray.atlas.store import Atlas
+from cellray.core.recipe import Recipe
+from cellray.core.types import Progress
+from cellray.feed.session import ray_session
+from cellray.learn.learner import Learner, check_recipe
+from cellray.track import models, runs
+from cellray.track.store import tracking_uri
+from cellray.train.checkpoint import load_learner
+from cellray.train.report import RunCallback
+from cellray.train.worker import train_worker
+
+VALIDATION_CELLS = 10_000
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """A finished pre-training run.
+
+    Attributes
+    ----------
+    run_id
+        MLflow's run.
+    name, version
+        The registered model.
+    uri
+        ``models:/NAME/VERSION``.
+    metrics
+        Last training record and best validation loss.
+    """
+
+    run_id: str
+    name: str
+    version: int
+    uri: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What follows from a recipe and an atlas before anything is trained."""
+
+    plan: Plan
+    train_cells: NDArray[np.int64]
+    validation_cells: NDArray[np.int64]
+    genes: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Give the plan and the cells that each epoch leaves out, for the run's record."""
+        plan = self.plan
+        tails = {
+            epoch: [asdict(s) for s in spans_of(np.sort(self.train_cells[positions]))]
+            for epoch in range(plan.epochs)
+            if len(positions := plan.tail_positions(epoch))
+        }
+        return {
+            **asdict(plan),
+            "steps": plan.steps,
+            "validation_cells": len(self.validation_cells),
+            "tail_cells": plan.tail,
+            "tail_spans_by_epoch": tails,
+        }
+
+
+def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
+    """Split the cells, choose the genes and make the plan; refuse what cannot be trained."""
+    check_recipe(recipe)
+    data = recipe.data
+    obs = atlas.obs([data.split_by]) if data.split_by else None
+    train, validation = split_cells(
+        obs,
+        atlas.n_cells,
+        validation=data.validation,
+        split_by=data.split_by,
+        seed=recipe.seed,
+    )
+    plan = make_plan(
+        len(train),
+        batch_size=data.batch_size,
+        epochs=recipe.train.epochs,
+        seed=recipe.seed,
+        world=recipe.train.num_workers,
+        slab_batches=data.slab_batches,
+        mix=data.mix,
+    )
+    genes = atlas.genes
+    if data.genes is not None:
+        genes = variable_genes(atlas, train, data.genes, seed=recipe.seed)
+    return Setup(plan, train, validation[:VALIDATION_CELLS], tuple(genes.tolist()))
+
+
+def pretrain(
+    recipe: Recipe,
+    atlas: str,
+    name: str,
+    *,
+    experiment: str = "cellray",
+    storage: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> RunRef:
+    """Pre-train an encoder and register it.
+
+    Parameters
+    ----------
+    recipe
+        What to train, and how.
+    atlas
+        The atlas's URL.
+    name
+        The registered model's name; a run makes its next version.
+    experiment
+        MLflow experiment.
+    storage
+        Where Ray Train keeps checkpoints: a folder or ``s3://`` that all nodes reach. None is
+        ``.cellray/runs`` in the working folder.
+    tags
+        Tags of the MLflow run.
+    progress
+        Called with ("train", step, steps) as the run goes on.
+
+    Raises
+    ------
+    CellrayError
+        The recipe, the atlas or a server cannot be used.
+    """
+    opened = Atlas.open(atlas)
+    setup = prepare(recipe, opened)
+    storage = normalise(storage or Path.cwd() / ".cellray" / "runs")
+    params = recipe.flat() | {"atlas": opened.url, "atlas_digest": opened.digest}
+    with runs.run(experiment=experiment, run_name=name, params=params, tags=tags or {}) as run_id:
+        runs.log_document(run_id, "plan.json", setup.describe())
+        with ray_session():
+            learner, metrics = _fit(recipe, opened, setup, run_id, storage, progress)
+        facts = {
+            "atlas": opened.url,
+            "atlas_digest": opened.digest,
+            "cells": len(setup.train_cells),
+            "seed": recipe.seed,
+        }
+        version = models.register(learner, run_id=run_id, name=name, facts=facts, metrics=metrics)
+    return RunRef(run_id, name, version, f"models:/{name}/{version}", metrics)
+
+
+def _fit(
+    recipe: Recipe,
+    atlas: Atlas,
+    setup: Setup,
+    run_id: str,
+    storage: str,
+    progress: Progress | None,
+) -> tuple[Learner, dict[str, float]]:
+    """Run Ray Train to its end and give the best checkpoint's learner."""
+    has_validation = len(setup.validation_cells) > 0
+    with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
+        ticker = Path(scratch) / "progress.jsonl"
+        callback = RunCallback(
+            run_id=run_id,
+            uri=tracking_uri(),
+            ticker=ticker,
+            atlas=atlas,
+            plan=setup.plan,
+            cells=setup.train_cells,
+            world=recipe.train.num_workers,
+        )
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "recipe": recipe,
+                "plan": setup.plan,
+                "genes": setup.genes,
+                "atlas": atlas.url,
+                "validation": setup.validation_cells,
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=recipe.train.num_workers,
+                use_gpu="GPU" in ray.cluster_resources(),
+                resources_per_worker={"CPU": recipe.train.cpus_per_worker},
+            ),
+            run_config=ray.train.RunConfig(
+                name=run_id,
+                storage_path=storage if is_remote(storage) else str(storage),
+                callbacks=[callback],
+                failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=2,
+                    checkpoint_score_attribute="validation_loss" if has_validation else None,
+                    checkpoint_score_order="min",
+                ),
+            ),
+            datasets={"train": callback.dataset},
+            dataset_config=ray.train.DataConfig(
+                execution_options=ExecutionOptions(preserve_order=True)
+            ),
+        )
+        with _following(ticker, setup.plan.steps, progress):
+            result = trainer.fit()
+    best = result.checkpoint
+    if has_validation:
+        best = result.get_best_checkpoint("validation_loss", "min")
+    learner = Learner.of(recipe, setup.genes)
+    with best.as_directory() as folder:
+        load_learner(Path(folder), learner)
+        step = json.loads((Path(folder) / "state.json").read_text())["step"]
+    last = result.metrics["records"][-1]
+    metrics = {key: value for key, value in last.items() if key != "step"} | {"best_step": step}
+    if has_validation:
+        metrics["validation_loss"] = min(m["validation_loss"] for _, m in result.best_checkpoints)
+    return learner, metrics
+
+
+@contextmanager
+def _following(ticker: Path, steps: int, progress: Progress | None) -> Iterator[None]:
+    """Pass the controller's ticks on to `progress` while the block runs."""
+    done = threading.Event()
+
+    def follow() -> None:
+        while True:
+            ended = done.wait(0.5)
+            if ticker.exists() and (lines := ticker.read_text().splitlines()):
+                progress("train", int(lines[-1]), steps)
+            if ended:
+                return
+
+    if progress is None:
+        yield
+        return
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

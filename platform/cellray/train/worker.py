@@ -1,0 +1,109 @@
+"""What every Ray Train worker runs: it makes the loop's parts and lets it go."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from numpy.typing import NDArray
+
+from cellray.atlas.plan import Plan
+from cellray.atlas.store import Atlas
+from cellray.core.recipe import Recipe
+from cellray.core.types import Rows
+from cellray.feed.batches import from_arrow, slice_rows
+from cellray.learn.embed import gene_columns
+from cellray.learn.learner import Learner
+from cellray.learn.optim import make_optimizer, make_schedule
+from cellray.train.checkpoint import load_checkpoint, save_checkpoint
+from cellray.train.loop import Loop, Record
+from cellray.train.parallel import parallelise
+
+
+def train_worker(config: Mapping[str, Any]) -> None:
+    """Train one rank.
+
+    Parameters
+    ----------
+    config
+        ``recipe`` and ``plan``, ``genes`` of the model, the ``atlas``'s URL and the
+        ``validation`` cells (int64, sorted).
+    """
+    recipe: Recipe = config["recipe"]
+    plan: Plan = config["plan"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    atlas = Atlas.open(config["atlas"])
+
+    learner = Learner.of(recipe, config["genes"]).to(device)
+    module = parallelise(learner, recipe.train.strategy, device)
+    optimizer = make_optimizer(learner, recipe.optim)
+    loop = Loop(
+        recipe=recipe,
+        plan=plan,
+        learner=learner,
+        module=module,
+        optimizer=optimizer,
+        schedule=make_schedule(optimizer, recipe.optim, plan.steps),
+        columns=torch.from_numpy(gene_columns(learner.genes, atlas.genes)).to(device),
+        validation=validation_share(atlas, config["validation"], plan.batch_size, rank, world),
+        report=lambda records, summary: _report(loop, records, summary),
+        device=device,
+        rank=rank,
+    )
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            loop.state = load_checkpoint(Path(folder), learner, optimizer, loop.schedule)
+    shard = ray.train.get_dataset_shard("train")
+    loop.run(
+        stream(shard.iter_batches(batch_size=1, batch_format="pyarrow"), plan, loop.state.step)
+    )
+
+
+def stream(tables: Iterator[Any], plan: Plan, step: int) -> Iterator[Rows]:
+    """Unpack a rank's shares into its batches, from a step on.
+
+    Raises
+    ------
+    RuntimeError
+        A share came out of the plan's order: the exactness of resuming rests on it, so it is
+        checked and not assumed.
+    """
+    expected, skip = divmod(step, plan.slab_batches)
+    for table in tables:
+        share = from_arrow(table)
+        if share.slab != expected:
+            msg = f"slab {share.slab} came where the plan has slab {expected}"
+            raise RuntimeError(msg)
+        yield from share.batches(plan.slab_batches, skip=skip)
+        expected, skip = expected + 1, 0
+
+
+def validation_share(
+    atlas: Atlas, cells: NDArray[np.int64], batch_size: int, rank: int, world: int
+) -> list[Rows]:
+    """Read one rank's share of the held-out cells, in batches that are equal on all ranks."""
+    size = min(batch_size, len(cells) // world * world)
+    if not size:
+        return []
+    count = len(cells) // size
+    each = size // world
+    mine = cells[: count * size].reshape(count, world, each)[:, rank].reshape(-1)
+    rows = atlas.read_cells(mine)
+    return [slice_rows(rows, i * each, (i + 1) * each) for i in range(count)]
+
+
+def _report(loop: Loop, records: Sequence[Record], summary: Mapping[str, Any]) -> None:
+    metrics = {"records": list(records), "step": loop.state.step, **summary}
+    folder = Path(tempfile.mkdtemp(prefix="cellray-checkpoint-"))
+    try:
+        save_checkpoint(folder, loop.learner, loop.optimizer, loop.state, rank=loop.rank)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

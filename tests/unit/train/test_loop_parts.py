@@ -1,0 +1,58 @@
+"""The parts of the loop that need neither Ray nor a model."""
+
+import numpy as np
+import pytest
+
+from cellray.atlas.plan import make_plan
+from cellray.core.types import Rows
+from cellray.feed.batches import Share, to_arrow
+from cellray.train.loop import Stopwatch
+from cellray.train.worker import stream
+
+
+def rows_of(cells):
+    n = len(cells)
+    return Rows(
+        data=np.ones(n, np.uint8),
+        indices=np.zeros(n, np.uint16),
+        indptr=np.arange(n + 1),
+        n_genes=1,
+        cells=np.asarray(cells),
+    )
+
+
+def tables(plan, world, rank, first=0):
+    for slab in range(first, plan.slabs):
+        yield to_arrow(Share(slab, rows_of(plan.share(slab, rank, world))))
+
+
+def test_resuming_at_any_step_gives_the_rest_of_the_batches():
+    plan = make_plan(200, batch_size=8, slab_batches=3, epochs=2, seed=1)
+    whole = [rows.cells.tolist() for rows in stream(tables(plan, 2, 1), plan, 0)]
+    assert len(whole) == plan.steps
+    for step in (1, 3, 5, plan.steps - 1):
+        rest = stream(tables(plan, 2, 1, step // 3), plan, step)
+        assert [rows.cells.tolist() for rows in rest] == whole[step:]
+
+
+def test_a_change_of_world_size_in_mid_epoch_keeps_every_cell_once():
+    plan = make_plan(230, batch_size=8, slab_batches=3, epochs=1, seed=1)
+    before = [
+        r.cells for rank in range(4) for r in list(stream(tables(plan, 4, rank), plan, 0))[:7]
+    ]
+    after = [r.cells for rank in range(2) for r in stream(tables(plan, 2, rank, 2), plan, 7)]
+    seen = np.concatenate([*before, *after, plan.tail_positions(0)])
+    assert np.array_equal(np.sort(seen), np.arange(230))
+
+
+def test_a_slab_out_of_order_is_not_trained_on():
+    plan = make_plan(200, batch_size=8, slab_batches=3, epochs=1, seed=1)
+    with pytest.raises(RuntimeError, match="slab 1 came where the plan has slab 0"):
+        list(stream(tables(plan, 1, 0, first=1), plan, 0))
+
+
+def test_the_stopwatch_splits_waiting_from_working():
+    now = iter([0.0, 1.0, 3.0, 4.0, 5.0, 10.0])
+    watch = Stopwatch(clock=lambda: next(now))
+    assert list(watch.waiting(iter([rows_of([1])]))) != []
+    assert watch.lap(50) == {"cells_per_s": 5.0, "feed_wait_share": 0.3}
