@@ -5,6 +5,9 @@ A folder holds ``dcp/`` (parameters and optimiser, written by every rank) and ``
 """
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,11 +44,12 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint; every rank calls this, with a folder of its own or a shared one."""
     model, optim = get_state_dict(learner, optimizer)
-    dcp.save(
-        {"model": model, "optim": optim},
-        checkpoint_id=folder / "dcp",
-        no_dist=not dist.is_initialized(),
-    )
+    with _alone_is_meant():
+        dcp.save(
+            {"model": model, "optim": optim},
+            checkpoint_id=folder / "dcp",
+            no_dist=not dist.is_initialized(),
+        )
     if rank == 0:
         (folder / "state.json").write_text(json.dumps(asdict(state)))
 
@@ -56,7 +60,8 @@ def load_checkpoint(
     """Load a checkpoint of any world size into this one, in place."""
     model, optim = get_state_dict(learner, optimizer)
     saved = {"model": model, "optim": optim}
-    dcp.load(saved, checkpoint_id=folder / "dcp", no_dist=not dist.is_initialized())
+    with _alone_is_meant():
+        dcp.load(saved, checkpoint_id=folder / "dcp", no_dist=not dist.is_initialized())
     set_state_dict(
         learner, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optim"]
     )
@@ -70,6 +75,15 @@ def load_checkpoint(
 def load_learner(folder: Path, learner: Learner) -> Learner:
     """Load the parameters of a checkpoint into a learner of this process alone."""
     saved = {"model": learner.state_dict()}
-    dcp.load(saved, checkpoint_id=folder / "dcp", no_dist=True)
+    with _alone_is_meant():
+        dcp.load(saved, checkpoint_id=folder / "dcp", no_dist=True)
     learner.load_state_dict(saved["model"])
     return learner
+
+
+@contextmanager
+def _alone_is_meant() -> Iterator[None]:
+    """Keep DCP from warning that there is no process group: one process is a world too."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield

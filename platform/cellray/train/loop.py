@@ -110,10 +110,9 @@ class Loop:
 
     def _forward(self, module: nn.Module, rows: Rows, epoch: int) -> dict[str, Tensor]:
         batch = Batch.of(rows).to(self.device)
+        counts_BG = batch.dense(self.columns, n_genes=len(self.learner.genes))
         with autocast(self.recipe.train.precision, self.device):
-            parts: dict[str, Tensor] = module(
-                batch.dense(self.columns), batch.totals(), batch.cells_B, epoch
-            )
+            parts: dict[str, Tensor] = module(counts_BG, batch.totals(), batch.cells_B, epoch)
         return parts
 
     def _record(self, sums: Mapping[str, Tensor], count: int) -> Record:

@@ -1,0 +1,43 @@
+"""What a mask hides never reaches the encoder, and what it keeps is scaled."""
+
+import pytest
+import torch
+from scipy import stats
+
+from cellray.core.errors import CellrayError
+from cellray.core.parts import Part, build_part
+from cellray.views.bits import keys
+from cellray.views.table import VIEWS
+
+X = torch.rand(64, 500, generator=torch.Generator().manual_seed(0)) * 5
+KEY = keys(0, 0, 0, torch.arange(64))
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.9])
+def test_fraction_is_binomial_and_what_stays_is_scaled(fraction):
+    view, hidden = VIEWS["random_mask"](fraction=fraction)(X, KEY)
+    test = stats.binomtest(int(hidden.sum()), hidden.numel(), fraction)
+    assert test.pvalue > 1e-3
+    assert not view[hidden].any()
+    torch.testing.assert_close(view[~hidden], X[~hidden] / (1 - fraction))
+
+
+def test_the_input_is_left_alone_and_keeps_its_mean():
+    before = X.clone()
+    view, _ = VIEWS["random_mask"](fraction=0.5)(X, KEY)
+    assert torch.equal(before, X)
+    assert abs(view.mean() / X.mean() - 1) < 0.02
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -7.0, 1e30])
+def test_changing_hidden_entries_leaves_the_view_bit_identical(value):
+    view, hidden = VIEWS["random_mask"](fraction=0.4)(X, KEY)
+    again, hidden_again = VIEWS["random_mask"](fraction=0.4)(X.masked_fill(hidden, value), KEY)
+    assert torch.equal(hidden, hidden_again)
+    assert torch.equal(view.view(torch.int32), again.view(torch.int32))
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, "half"])
+def test_fractions_that_hide_nothing_or_all_are_refused(fraction):
+    with pytest.raises(CellrayError, match="fraction"):
+        build_part("view", VIEWS, Part(name="random_mask", fraction=fraction))
