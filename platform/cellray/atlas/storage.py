@@ -5,17 +5,24 @@ Local folders and ``s3://`` go through obstore; the usual AWS variables apply, a
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import zarr
 from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, ObjectStore, S3Store
-from zarr.storage import ObjectStore as ZarrStore
+from zarr.storage import ObjectStore as _ZarrStore
 
 from cellray.core.errors import CellrayError
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
+
+ZarrStore = _ZarrStore[ObjectStore]
 
 
 def is_remote(url: str) -> bool:
@@ -54,19 +61,25 @@ def object_store(url: str, *, create: bool = False) -> ObjectStore:
     if parts.scheme != "s3" or not parts.netloc:
         raise CellrayError(f"cannot open {url}", "give a local path or s3://bucket/prefix")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    config: S3Config = {
+        "region": os.environ.get("AWS_REGION")
+        or os.environ.get("AWS_DEFAULT_REGION")
+        or "us-east-1",
+        "virtual_hosted_style_request": False,
+    }
+    if endpoint:
+        config["endpoint"] = endpoint
     return S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-        virtual_hosted_style_request=False,
+        config=config,
         client_options={"allow_http": bool(endpoint and endpoint.startswith("http://"))},
-        **({"endpoint": endpoint} if endpoint else {}),
     )
 
 
 def zarr_store(url: str, *, create: bool = False) -> ZarrStore:
     """Open a URL as a zarr store; writable when `create` is set."""
-    return ZarrStore(object_store(url, create=create), read_only=not create)
+    return _ZarrStore(object_store(url, create=create), read_only=not create)
 
 
 @contextmanager
@@ -99,5 +112,8 @@ def storage_errors(url: str) -> Iterator[None]:
 @contextmanager
 def native_codecs() -> Iterator[None]:
     """Open arrays with zarrs's codec pipeline: chunks are coalesced and decoded in Rust."""
-    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+    pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
+    with zarr.config.set(pipeline), warnings.catch_warnings():
+        # zarrs reopens the store in Rust and says that it shares no connections with Python.
+        warnings.filterwarnings("ignore", "Successfully reconstructed a store")
         yield

@@ -7,7 +7,6 @@ takes the stored dtype, which decodes in half the memory traffic.
 """
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -23,12 +22,21 @@ from obstore.exceptions import NotFoundError
 from zarr.core.array import AsyncArray
 from zarr.storage import StorePath
 
-from cellray.atlas.storage import native_codecs, normalise, object_store, storage_errors, zarr_store
+from cellray.atlas.storage import (
+    ZarrStore,
+    native_codecs,
+    normalise,
+    object_store,
+    storage_errors,
+    zarr_store,
+)
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.types import Rows, Span
 
 FORMAT = 1
 CAST = "numcodecs.astype"
+
+StoredArray = zarr.Array[Any]
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,8 @@ class Atlas:
     @cached_property
     def obs_columns(self) -> tuple[str, ...]:
         """Names of the obs columns."""
-        return tuple(self.group["obs"].attrs["column-order"])
+        names: Any = self.group["obs"].attrs["column-order"]
+        return tuple(names)
 
     def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Read whole obs columns, all when `columns` is None, in stored order.
@@ -241,23 +250,21 @@ class Atlas:
     def _obs_span(self, name: str, span: Span) -> NDArray[Any]:
         self.require_column(name)
         node = self.group[f"obs/{name}"]
-        array = node["codes"] if isinstance(node, zarr.Group) else node
+        array: Any = node["codes"] if isinstance(node, zarr.Group) else node
         values = np.asarray(array[span.start : span.stop])
         return values.astype(np.int32) if isinstance(node, zarr.Group) else values
 
     @cached_property
-    def _arrays(self) -> Mapping[str, zarr.Array]:
+    def _arrays(self) -> Mapping[str, StoredArray]:
         """The three arrays of X, in stored dtypes, decoded natively."""
         store = zarr_store(self.url)
-        with native_codecs(), warnings.catch_warnings():
-            # zarrs reopens the store in Rust and says that it shares no connections with Python.
-            warnings.filterwarnings("ignore", "Successfully reconstructed a store")
+        with native_codecs():
             return {
                 name: _open_stored(store, f"X/{name}") for name in ("data", "indices", "indptr")
             }
 
 
-def _open_stored(store: Any, path: str) -> zarr.Array:  # noqa: ANN401 - zarr's store union
+def _open_stored(store: ZarrStore, path: str) -> StoredArray:
     """Open an array in the dtype in which it is stored, leaving out the cast behind it."""
     text = obstore.get(store.store, f"{path}/zarr.json").bytes()
     meta = json.loads(bytes(text))

@@ -1,0 +1,238 @@
+"""The tables of an atlas: obs columns of many sources joined, shuffled and written one by one."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import anndata
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import NDArray
+
+from cellray.atlas.counts import Source
+from cellray.atlas.storage import zarr_store
+from cellray.core.errors import CellrayError, suggest
+
+CHUNK = 1 << 16
+"""Rows of a column in one chunk."""
+
+SOURCE, ROW, NAME = "cellray_source", "cellray_row", "cellray_name"
+"""Columns of ours: the source's name, the row in it, and the name that the cell has there."""
+
+Column: TypeAlias = "pd.Categorical[Any] | NDArray[Any]"
+
+
+def choose_columns(sources: Sequence[Source], wanted: Sequence[str] | None) -> list[str]:
+    """Give the obs columns to keep: those wanted, or all of all sources.
+
+    Raises
+    ------
+    CellrayError
+        No source has a wanted column, or a column has the name of one of ours.
+    """
+    known = list(dict.fromkeys(name for source in sources for name in source.columns))
+    names = known if wanted is None else list(dict.fromkeys(wanted))
+    for name in names:
+        if name not in known:
+            raise CellrayError(f"no source has an obs column '{name}'", suggest(name, known))
+        if name in {SOURCE, ROW, NAME}:
+            raise CellrayError(
+                f"obs column '{name}' has a name that the atlas needs for its own",
+                "rename it, or choose others with --obs",
+            )
+    return names
+
+
+def write_obs(
+    url: str,
+    sources: Sequence[Source],
+    source_names: Sequence[str],
+    columns: Sequence[str],
+    order: NDArray[np.int64],
+) -> bytes:
+    """Write obs in stored order, one column in memory at a time.
+
+    Parameters
+    ----------
+    url
+        The atlas.
+    sources, source_names
+        The sources and their names.
+    columns
+        Which columns to keep.
+    order
+        For each stored cell its place in the joined sources, shape (n_cells,).
+
+    Returns
+    -------
+    bytes
+        A digest of all columns.
+    """
+    sizes = [source.n_cells for source in sources]
+    source_of = np.repeat(np.arange(len(sources)), sizes)[order].astype(np.int32)
+    row_of = np.concatenate([np.arange(size) for size in sizes])[order]
+    labels = np.array(source_names, dtype=np.dtypes.StringDType())
+
+    def written() -> Iterator[tuple[str, Column]]:
+        for name in columns:
+            parts = [s.column(name) if name in s.columns else None for s in sources]
+            yield name, join_column(parts, sizes)[order]
+        yield SOURCE, pd.Categorical.from_codes(source_of, pd.Index(source_names))
+        yield ROW, row_of
+        strings = np.dtypes.StringDType()
+        yield NAME, np.concatenate([source.names().astype(strings) for source in sources])[order]
+
+    def index(rows: slice) -> NDArray[Any]:
+        return np.strings.add(
+            np.strings.add(labels[source_of[rows]], "-"), row_of[rows].astype(labels.dtype)
+        )
+
+    return write_table(f"{url}/obs", written(), [*columns, SOURCE, ROW, NAME], len(order), index)
+
+
+def write_var(url: str, genes: NDArray[np.str_], table: pd.DataFrame) -> bytes:
+    """Write the genes' table: its numbers, strings and categories; gives a digest."""
+    table = table.loc[pd.Index(genes)]
+    kept = [
+        str(name)
+        for name, column in table.items()
+        if name != "_index" and column.dtype.kind in "biufOT"
+    ]
+    columns = ((name, join_column([table[name].array], [len(genes)])) for name in kept)
+    names = genes.astype(np.dtypes.StringDType())
+    return write_table(f"{url}/var", columns, kept, len(genes), lambda rows: names[rows])
+
+
+def join_column(parts: Sequence[Any], sizes: Sequence[int]) -> Column:
+    """Join a column's parts from several sources.
+
+    Numbers stay numbers of a type that holds them all. Strings, categories and mixtures become
+    categories, the union of all. A part that is None is missing: NaN, or no category; numbers
+    then become float64.
+
+    Parameters
+    ----------
+    parts
+        One part a source: a NumPy or pandas array, or None where the source lacks the column.
+    sizes
+        Rows of each part.
+    """
+    columns = [None if part is None else pd.Series(part) for part in parts]
+    given = [column for column in columns if column is not None]
+    whole = len(given) == len(parts) and not any(column.hasnans for column in given)
+    kinds = {"c" if _is_categorical(column) else column.dtype.kind for column in given}
+    if kinds == {"b"} and whole:
+        return np.concatenate([column.to_numpy(np.bool_) for column in given])
+    if kinds <= set("iuf"):
+        types: list[Any] = [getattr(c.dtype, "numpy_dtype", c.dtype) for c in given]
+        dtype = np.result_type(*types) if whole or kinds == {"f"} else np.dtype(np.float64)
+        fill: dict[str, Any] = {} if whole else {"na_value": np.nan}
+        return np.concatenate(
+            [
+                np.full(size, np.nan, dtype) if column is None else column.to_numpy(dtype, **fill)
+                for column, size in zip(columns, sizes, strict=True)
+            ]
+        )
+    return _join_categories(columns, sizes)
+
+
+def _join_categories(
+    columns: Sequence["pd.Series[Any] | None"], sizes: Sequence[int]
+) -> pd.Categorical:
+    """Join columns as categories, in the order in which they first come."""
+    parts = [None if column is None else pd.Categorical(column) for column in columns]
+    kinds = {part.categories.dtype.kind for part in parts if part is not None}
+    numbers = kinds <= set("iuf")
+    labels = [
+        np.array([], object)
+        if part is None
+        else part.categories.to_numpy()
+        if numbers
+        else part.categories.map(str).to_numpy(object)
+        for part in parts
+    ]
+    union = pd.Index(
+        pd.unique(np.concatenate([label for label in labels if len(label)] or labels[:1]))
+    )
+    codes = [
+        np.full(size, -1)
+        if part is None
+        # A missing value's code is -1, which takes the -1 that is appended.
+        else np.append(union.get_indexer(pd.Index(label)), -1)[part.codes]
+        for part, label, size in zip(parts, labels, sizes, strict=True)
+    ]
+    return pd.Categorical.from_codes(np.concatenate(codes), union)
+
+
+def _is_categorical(column: "pd.Series[Any]") -> bool:
+    return isinstance(column.dtype, pd.CategoricalDtype)
+
+
+def write_table(
+    url: str,
+    columns: Iterable[tuple[str, Column]],
+    names: Sequence[str],
+    n_rows: int,
+    index: Callable[[slice], NDArray[Any]],
+) -> bytes:
+    """Write an AnnData dataframe column by column.
+
+    Parameters
+    ----------
+    url
+        Where.
+    columns
+        Names and columns, made as they are needed.
+    names
+        The same names, in order.
+    n_rows
+        Length of every column.
+    index
+        Gives the row names of a slice of rows.
+
+    Returns
+    -------
+    bytes
+        SHA-256 over the columns.
+    """
+    attributes = {
+        "encoding-type": "dataframe",
+        "encoding-version": "0.2.0",
+        "_index": "_index",
+        "column-order": list(names),
+    }
+    group = zarr.create_group(zarr_store(url, create=True), attributes=attributes)
+    digest = hashlib.sha256()
+    for name, column in columns:
+        digest.update(f"{name}:{column.dtype}".encode())
+        if isinstance(column, np.ndarray) and column.dtype.kind == "T":
+            _write_strings(group, name, n_rows, column.__getitem__, digest)
+            continue
+        if isinstance(column, pd.Categorical):
+            digest.update("\x1f".join(map(str, column.categories)).encode())
+            digest.update(column.codes.astype(np.int32).tobytes())
+        else:
+            digest.update(column.tobytes())
+        # Its own default, which it announces to change, is one chunk for a whole column.
+        with anndata.settings.override(auto_shard_zarr_v3=False):
+            anndata.io.write_elem(group, name, column, dataset_kwargs={"chunks": (CHUNK,)})
+    _write_strings(group, "_index", n_rows, index, digest)
+    return digest.digest()
+
+
+def _write_strings(
+    group: zarr.Group,
+    name: str,
+    n_rows: int,
+    strings: Callable[[slice], NDArray[Any]],
+    digest: "hashlib._Hash",
+) -> None:
+    """Write strings a few chunks at a time, since they are large as Python objects."""
+    array = group.create_array(name, shape=(n_rows,), dtype="string", chunks=(min(CHUNK, n_rows),))
+    array.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    for start in range(0, n_rows, CHUNK):
+        rows = slice(start, min(start + CHUNK, n_rows))
+        values = strings(rows).astype(object)
+        digest.update("\x1f".join(values).encode())
+        array[rows] = values
