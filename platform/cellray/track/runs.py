@@ -1,0 +1,168 @@
+"""MLflow runs: starting, logging to and ending them, by id and from any process."""
+
+import getpass
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+import cellray
+from cellray.core.errors import CellrayError
+from cellray.track.store import client, experiment_id, store_errors
+
+PARAMS_PER_CALL = 100  # MLflow's limits
+METRICS_PER_CALL = 1000
+PARAM_LENGTH = 6000
+NAME_LENGTH = 250
+
+
+@store_errors()
+def start_run(
+    *, experiment: str, run_name: str, params: Mapping[str, str], tags: Mapping[str, str]
+) -> str:
+    """Start a run and give its id.
+
+    Parameters
+    ----------
+    experiment
+        Name of the experiment, made when it is not there.
+    run_name
+        The run's name.
+    params
+        Parameters as text; text longer than MLflow stores is cut and ends in an ellipsis.
+    tags
+        Tags beside those of `run_tags`.
+
+    Raises
+    ------
+    CellrayError
+        The tracking store does not answer or refuses.
+    """
+    api = client()
+    run = api.create_run(experiment_id(experiment), tags={**run_tags(), **tags}, run_name=run_name)
+    run_id: str = run.info.run_id
+    entries = [Param(key[:NAME_LENGTH], _cut(value)) for key, value in params.items()]
+    for start in range(0, len(entries), PARAMS_PER_CALL):
+        api.log_batch(run_id, params=entries[start : start + PARAMS_PER_CALL])
+    return run_id
+
+
+@store_errors()
+def log_records(run_id: str, records: Sequence[Mapping[str, float]]) -> None:
+    """Log metrics of many steps in few calls.
+
+    Parameters
+    ----------
+    run_id
+        The run.
+    records
+        Each holds ``step`` and metrics by name.
+    """
+    now = time.time_ns() // 1_000_000
+    metrics = [
+        Metric(name, float(value), now, int(record["step"]))
+        for record in records
+        for name, value in record.items()
+        if name != "step"
+    ]
+    api = client()
+    for start in range(0, len(metrics), METRICS_PER_CALL):
+        api.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+
+
+@store_errors()
+def log_document(run_id: str, name: str, document: Mapping[str, Any]) -> None:
+    """Store a mapping as a JSON artifact of the run."""
+    client().log_text(run_id, json.dumps(document, indent=2), name)
+
+
+@store_errors()
+def finish_run(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """End a run."""
+    client().set_terminated(run_id, status=status)
+
+
+@contextmanager
+def run(
+    *, experiment: str, run_name: str, params: Mapping[str, str], tags: Mapping[str, str]
+) -> Iterator[str]:
+    """Start a run, give its id, and end it as the block ends.
+
+    An exception ends it as FAILED; an interrupt or an exit as KILLED.
+    """
+    run_id = start_run(experiment=experiment, run_name=run_name, params=params, tags=tags)
+    try:
+        yield run_id
+    except BaseException as error:
+        try:
+            finish_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        except (CellrayError, MlflowException) as second:
+            # What ended the run matters more than that the store is gone as well.
+            error.add_note(f"the MLflow run {run_id} could not be ended: {second}")
+        raise
+    finish_run(run_id, "FINISHED")
+
+
+def run_tags() -> dict[str, str]:
+    """Give the tags of every run: user, code version, and the Ray job that started it."""
+    commit = git_commit()
+    tags = {
+        "cellray_version": cellray.__version__,
+        "mlflow.source.name": "cellray",
+        "mlflow.user": _user(),
+        "git_commit": commit,
+        "mlflow.source.git.commit": commit,
+        "ray_submission_id": submission_id(),
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def git_commit() -> str | None:
+    """Give the commit of the working tree that cellray is imported from.
+
+    A change that is not committed shows as ``-dirty`` at the end. Where the package is no part of
+    a working tree, ``CELLRAY_GIT_COMMIT`` says it; without that it is None.
+    """
+    folder = Path(cellray.__file__).parent
+    # A virtual environment inside another project's tree must not report that project's commit.
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is not None:
+        return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return os.environ.get("CELLRAY_GIT_COMMIT") or None
+
+
+def submission_id() -> str | None:
+    """Give the id of the Ray job that this process is the driver of, if any."""
+    given = os.environ.get("RAY_JOB_SUBMISSION_ID")
+    config = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")  # what Ray gives a job's driver
+    if given or not config:
+        return given
+    found: str | None = json.loads(config).get("metadata", {}).get("job_submission_id")
+    return found
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a container's nameless user
+        return None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= PARAM_LENGTH else text[: PARAM_LENGTH - 1] + "…"
