@@ -1,0 +1,217 @@
+"""Embedding an atlas with registered models, through Ray Data.
+
+Shape suffixes: N cells of the atlas, D embedding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy
+
+from cellray.atlas.store import Atlas
+from cellray.core.errors import CellrayError
+from cellray.core.types import Progress
+from cellray.evaluation.export import Target
+from cellray.feed.batches import from_arrow
+from cellray.feed.session import ray_session
+from cellray.feed.source import sequential_dataset
+from cellray.learn.embed import embed_rows, gene_columns
+from cellray.learn.learner import Learner
+from cellray.track.models import Resolved, resolve
+
+SLAB = 4096
+
+
+def embed(
+    model: str, atlas: str, out: str, *, batch: int = 1024, progress: Progress | None = None
+) -> tuple[int, int]:
+    """Embed every cell of an atlas and write the embeddings to a file.
+
+    Cells come in the order of the sources that were ingested, as they lay there.
+
+    Parameters
+    ----------
+    model
+        URI of a registered model, such as ``models:/pbmc@champion``.
+    atlas
+        The atlas's URL.
+    out
+        ``.parquet``: obs columns and ``z0``, ``z1``, …; or ``.h5ad``: counts, obs, var and
+        ``obsm["X_cellray"]``. The file appears whole or not at all; one that is there is replaced.
+    batch
+        Cells that are embedded at a time.
+    progress
+        Called with ("embed", cells, all cells).
+
+    Returns
+    -------
+    tuple of int
+        Cells and dimensions written.
+
+    Raises
+    ------
+    CellrayError
+        Another suffix, a folder that cannot be written, a matrix that does not fit into memory,
+        a model or atlas that cannot be used, no gene in common.
+    """
+    target = Target.of(out)
+    opened = Atlas.open(atlas)
+    target.check_atlas(opened)
+    resolved = resolve(model)
+    z_ND = embed_atlas(resolved, opened, batch=batch, progress=progress)
+    target.write(opened, z_ND, resolved)
+    return z_ND.shape[0], z_ND.shape[1]
+
+
+def embed_atlas(
+    model: str | Resolved,
+    atlas: str | Atlas,
+    *,
+    batch: int = 1024,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """Embed every cell of an atlas, in stored order.
+
+    Parameters
+    ----------
+    model
+        A resolved model or its URI.
+    atlas
+        An open atlas or its URL.
+    batch, progress
+        As for `embed`.
+
+    Returns
+    -------
+    ndarray
+        Shape (N, D), float32; it does not depend on the number of workers.
+
+    Raises
+    ------
+    CellrayError
+        No gene in common, or a model whose embeddings are not finite.
+    """
+    resolved = resolve(model) if isinstance(model, str) else model
+    opened = Atlas.open(atlas) if isinstance(atlas, str) else atlas
+    return embed_learners([resolved.learner], opened, batch=batch, progress=progress)[0]
+
+
+def embed_learners(
+    learners: Sequence[Learner],
+    atlas: Atlas,
+    *,
+    batch: int = 1024,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[NDArray[np.float32]]:
+    """Embed an atlas with several learners in one pass over it.
+
+    Parameters
+    ----------
+    learners
+        On the CPU; they may have different genes.
+    atlas
+        What to embed.
+    batch, progress
+        As for `embed`.
+    workers
+        Processes that embed, each on a GPU where there are any; None takes what Ray has, and
+        leaves a CPU to read.
+
+    Returns
+    -------
+    list of ndarray
+        One of shape (N, D) for each learner, float32, in stored order.
+
+    Raises
+    ------
+    CellrayError
+        No gene in common, or embeddings that are not finite.
+    """
+    columns = [gene_columns(learner.genes, atlas.genes) for learner in learners]
+    out = [np.empty((atlas.n_cells, learner.encoder.dim), np.float32) for learner in learners]
+    done = 0
+    with ray_session():
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = int(resources.get("GPU", 0))
+        size = workers or gpus or max(1, int(resources["CPU"]) - 1)
+        slabs = -(-atlas.n_cells // SLAB)
+        embedded = sequential_dataset(atlas, slab=SLAB).map_batches(
+            _Embedder,
+            fn_constructor_args=(ray.put(list(learners)), columns, batch, bool(gpus)),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=min(size, slabs)),
+            num_cpus=None if gpus else 1,
+            num_gpus=1 if gpus else None,
+        )
+        for table in embedded.iter_batches(batch_size=1, batch_format="pyarrow"):
+            cells = _flat(table, "cells")
+            for number, z_ND in enumerate(out):
+                z_ND[cells] = _flat(table, f"z{number}").reshape(len(cells), -1)
+            done += len(cells)
+            if progress is not None:
+                progress("embed", done, atlas.n_cells)
+    if done != atlas.n_cells:
+        msg = f"{done} of {atlas.n_cells} cells came back from Ray Data"
+        raise RuntimeError(msg)
+    if not all(np.isfinite(z_ND).all() for z_ND in out):
+        raise CellrayError(
+            "the model's embeddings hold NaN or infinite values",
+            "the model has diverged: train it with a lower optim.lr",
+        )
+    return out
+
+
+class _Embedder:
+    """A Ray actor that holds the learners and embeds a slab at a time.
+
+    Parameters
+    ----------
+    learners
+        A reference to the list of learners.
+    columns
+        For each learner the model's column of each gene.
+    batch
+        Cells at a time.
+    gpu
+        Whether to compute on a GPU.
+    """
+
+    def __init__(
+        self,
+        learners: "ray.ObjectRef[list[Learner]]",
+        columns: Sequence[NDArray[np.int64]],
+        batch: int,
+        gpu: bool,  # noqa: FBT001 - Ray passes positional arguments
+    ) -> None:
+        self._device = "cuda" if gpu else "cpu"
+        self._learners = [learner.to(self._device) for learner in ray.get(learners)]
+        self._columns = columns
+        self._batch = batch
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows = from_arrow(table).rows
+        embedded = {
+            f"z{number}": embed_rows(
+                learner, rows, columns, batch=self._batch, device=self._device
+            ).ravel()
+            for number, (learner, columns) in enumerate(
+                zip(self._learners, self._columns, strict=True)
+            )
+        }
+        listed: dict[str, NDArray[Any]] = {"cells": rows.cells, **embedded}
+        return pa.table({name: _listed(values) for name, values in listed.items()})
+
+
+def _listed(values: NDArray[Any]) -> pa.LargeListArray:
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), pa.array(values))
+
+
+def _flat(table: pa.Table, name: str) -> NDArray[Any]:
+    values: NDArray[Any] = table[name].combine_chunks().flatten().to_numpy()
+    return values

@@ -1,0 +1,311 @@
+"""The report's figures, as SVG that is the same for the same numbers.
+
+Shape suffixes: N cells, D embedding, C classes.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure as Canvas
+from numpy.typing import NDArray
+
+from cellray.evaluation.task import Figure
+
+COLOURS = {"model": "#0f766e", "pca": "#d97706", "untrained": "#94a3b8"}
+NAMES = {"model": "model", "pca": "PCA (50)", "untrained": "untrained encoder"}
+CLASSIFIERS = {"knn": "kNN (k = 5)", "probe": "linear probe"}
+METRICS = {"macro_f1": "macro F1", "micro_f1": "micro F1"}
+
+WRITTEN_CLASSES = 25
+"""Up to so many classes, a confusion matrix has its numbers written in."""
+
+_HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#99d5cf", "#0f766e", "#053b37"])
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": "#94a3b8",
+    "axes.labelcolor": "#334155",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 11,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same drawing on any machine
+    "font.size": 9.5,
+    "legend.frameon": False,
+    "savefig.facecolor": "none",
+    "svg.fonttype": "path",
+    "text.color": "#1e293b",
+    "xtick.color": "#475569",
+    "ytick.color": "#475569",
+}
+
+
+def umap(z_ND: NDArray[np.float32], *, seed: int) -> NDArray[np.float32]:
+    """Lay out an embedding in the plane with UMAP; the same seed gives the same layout.
+
+    Parameters
+    ----------
+    z_ND
+        Shape (N, D), N at least 3.
+    seed
+        UMAP's ``random_state``.
+
+    Returns
+    -------
+    ndarray
+        Shape (N, 2), float32.
+    """
+    with warnings.catch_warnings():
+        # It announces on import that an optional part of it needs TensorFlow.
+        warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
+        from umap.umap_ import UMAP
+    neighbours = min(15, len(z_ND) - 1)
+    start = "spectral" if len(z_ND) > 4 * neighbours else "random"  # a tiny graph has no spectrum
+    layout = UMAP(n_neighbors=neighbours, init=start, random_state=seed, n_jobs=1)
+    places: NDArray[np.float32] = layout.fit_transform(z_ND)
+    return places
+
+
+def scores_figure(scores: pd.DataFrame) -> Figure:
+    """Draw every split's score as a dot and the mean as a line, by method and classifier.
+
+    Parameters
+    ----------
+    scores
+        As in `Report.scores`.
+    """
+    metrics, classifiers = _distinct(scores["metric"]), _distinct(scores["classifier"])
+    methods = _distinct(scores["method"])
+    with _canvas(7.6, 0.9 + 0.34 * len(methods) * len(classifiers)) as canvas:
+        row = canvas.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+        places = {
+            (classifier, method): c * (len(methods) + 0.6) + m
+            for c, classifier in enumerate(classifiers)
+            for m, method in enumerate(methods)
+        }
+        for axes, metric in zip(row, metrics, strict=True):
+            for (classifier, method), place in places.items():
+                chosen = (scores["metric"] == metric) & (scores["method"] == method)
+                values = scores.loc[chosen & (scores["classifier"] == classifier), "value"]
+                colour = COLOURS[method]
+                axes.plot([0, values.mean()], [place, place], color=colour, lw=7, alpha=0.28)
+                axes.plot(values, [place] * len(values), "o", color=colour, ms=4.5, alpha=0.75)
+                axes.plot(values.mean(), place, "|", color=colour, ms=15, mew=2.4)
+            axes.set(title=METRICS.get(metric, metric), xlim=(0, 1.02))
+            axes.grid(axis="x", color="#e2e8f0")
+            axes.tick_params(left=False)
+            axes.spines["left"].set_visible(False)
+        row[0].set_yticks(
+            list(places.values()), [f"{NAMES[m]}, {CLASSIFIERS[c]}" for c, m in places]
+        )
+        row[0].invert_yaxis()
+        svg = _svg(canvas, "scores")
+    return Figure(
+        name="scores",
+        title="Scores of every split",
+        caption="One dot a split; the upright stroke is their mean.",
+        alt="Dot plot of F1 by method and classifier; the score table holds the same numbers.",
+        svg=svg,
+    )
+
+
+def classes_figure(classes: pd.DataFrame) -> Figure:
+    """Draw the F1 of every class, the most abundant on top.
+
+    Parameters
+    ----------
+    classes
+        As in `Report.classes`.
+    """
+    place = np.arange(len(classes))
+    with _canvas(7.6, 1.1 + 0.29 * len(classes)) as canvas:
+        axes = canvas.subplots()
+        axes.barh(place, classes["model"].fillna(0), color=COLOURS["model"], label=NAMES["model"])
+        for method, mark in (("pca", "D"), ("untrained", "o")):
+            values = classes[method]
+            axes.plot(
+                values, place, mark, color=COLOURS[method], mec="white", ms=7, label=NAMES[method]
+            )
+        names = zip(classes["class"], classes["cells"], strict=True)
+        axes.set_yticks(place, [f"{_short(name)}  ({cells:,})" for name, cells in names])
+        axes.set(xlim=(0, 1.02), ylim=(len(classes) - 0.4, -0.6), xlabel="F1, mean over splits")
+        axes.grid(axis="x", color="#e2e8f0")
+        axes.set_axisbelow(True)
+        axes.tick_params(left=False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        svg = _svg(canvas, "classes")
+    return Figure(
+        name="classes",
+        title="F1 of every class, by abundance",
+        caption=(
+            "kNN on the model's embedding (bars) and on the baselines (marks). The number of cells "
+            "stands beside each class: rare classes, at the bottom, weigh as much as common ones "
+            "in macro F1."
+        ),
+        alt="Bars of F1 by class, most abundant first; the table below holds the same numbers.",
+        svg=svg,
+    )
+
+
+def confusion_figure(matrix: pd.DataFrame) -> Figure:
+    """Draw a confusion matrix, every row scaled to 1.
+
+    Parameters
+    ----------
+    matrix
+        Counts, true classes in rows, shape (C, C).
+    """
+    counts = matrix.to_numpy(dtype=float)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.6 + 0.34 * len(matrix)
+    names = [_short(str(name)) for name in matrix.index]
+    with _canvas(side + 0.8, side) as canvas:
+        axes = canvas.subplots()
+        image = axes.imshow(share, cmap=_HEAT, vmin=0, vmax=1)
+        axes.set_xticks(range(len(names)), names, rotation=50, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.spines[:].set_visible(False)
+        axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="#f1f5f9", lw=0.8)
+        axes.tick_params(which="both", length=0)
+        if len(names) <= WRITTEN_CLASSES:
+            _write_cells(axes, share)
+        bar = canvas.colorbar(image, ax=axes, shrink=0.6, label="share of the true class's cells")
+        bar.outline.set_visible(False)
+        svg = _svg(canvas, "confusion")
+    return Figure(
+        name="confusion",
+        title="What is taken for what",
+        caption=(
+            "kNN on the model's embedding, test cells of all splits together. Rows are true "
+            "classes and sum to 1."
+        ),
+        alt="Heat map of predictions by true class; confusion.csv holds the counts.",
+        svg=svg,
+    )
+
+
+def map_figure(
+    places: NDArray[np.float32],
+    values: NDArray[np.str_],
+    order: NDArray[np.str_],
+    *,
+    name: str,
+    column: str,
+    total: int,
+) -> Figure:
+    """Draw cells in the plane, coloured by a column.
+
+    Parameters
+    ----------
+    places
+        Shape (N, 2).
+    values
+        The column's value of each cell, shape (N,).
+    order
+        All values, the most abundant first.
+    name
+        The figure's name.
+    column
+        The column's name.
+    total
+        Cells of which the N are a sample.
+    """
+    colours = _palette(len(order))
+    size = float(np.clip(9_000 / len(places), 1.2, 14))
+    code = {value: number for number, value in enumerate(order)}
+    mixed = np.random.default_rng(0).permutation(len(places))  # so that no class hides the others
+    with _canvas(7.6, 5.4) as canvas:
+        axes = canvas.subplots()
+        axes.scatter(
+            places[mixed, 0],
+            places[mixed, 1],
+            c=[colours[code[value]] for value in values[mixed]],
+            s=size,
+            lw=0,
+            alpha=0.8,
+            rasterized=True,
+        )
+        axes.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+        marks = [
+            axes.plot([], [], "o", ms=6, color=colour, label=_short(value))[0]
+            for colour, value in zip(colours, order, strict=True)
+        ][: 2 * 24]
+        axes.legend(
+            handles=marks,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            ncols=1 if len(marks) <= 24 else 2,
+            title=column,
+            handletextpad=0.2,
+        )
+        svg = _svg(canvas, name)
+    shown = f"{len(places):,} cells"
+    if len(places) < total:
+        shown += f", sampled from {total:,}"
+    return Figure(
+        name=name,
+        title=f"The embedding, coloured by {column}",
+        caption=(
+            f"UMAP of the model's embedding, {shown}. Distances between groups and their sizes "
+            "mean little in a UMAP; the scores above are computed on the embedding itself."
+        ),
+        alt=f"Scatter plot of cells in two dimensions, coloured by {column}.",
+        svg=svg,
+    )
+
+
+def _write_cells(axes: Axes, share: NDArray[Any]) -> None:
+    for i, j in np.argwhere(share >= 0.05):
+        dark = share[i, j] > 0.5
+        axes.text(
+            j,
+            i,
+            f"{share[i, j]:.2f}".removeprefix("0"),
+            ha="center",
+            va="center",
+            fontsize=7.5,
+            color="white" if dark else "#334155",
+        )
+
+
+@contextmanager
+def _canvas(width: float, height: float) -> Iterator[Canvas]:
+    """Give an empty figure in our style, sizes in inches; no state outlives the block."""
+    with mpl.rc_context(_STYLE):
+        yield Canvas(figsize=(width, height), layout="constrained")
+
+
+def _svg(canvas: Canvas, name: str) -> str:
+    """Render; ids follow from the name and there is no date, so that equal figures are equal."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        canvas.savefig(buffer, format="svg", dpi=160, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _palette(count: int) -> list[str]:
+    """Give distinct colours: strong ones first, then lighter ones, then a wheel."""
+    if count <= 20:
+        twenty = [to_hex(colour) for colour in colormaps["tab20"].colors]  # type: ignore[attr-defined]
+        return (twenty[::2] + twenty[1::2])[:count]
+    wheel = colormaps["gist_rainbow"](np.linspace(0, 1, count))
+    return [to_hex(wheel[(7 * i) % count if count % 7 else i]) for i in range(count)]
+
+
+def _distinct(values: "pd.Series[Any]") -> list[str]:
+    return [str(value) for value in values.unique()]
+
+
+def _short(name: str, limit: int = 34) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
