@@ -147,8 +147,7 @@ def embed_matrix(
 def _require_counts(values: NDArray[Any]) -> None:
     if values.dtype.kind in "ub":
         return
-    with np.errstate(invalid="ignore"):
-        wrong = values[(values < 0) | (values != np.rint(values))]
+    wrong = values[(values < 0) | (values != np.rint(values)) | ~np.isfinite(values)]
     if len(wrong):
         raise CellrayError(
             f"the matrix holds {wrong[0]:g}, which is no count",

@@ -186,6 +186,8 @@ def check_recipe(recipe: Recipe) -> None:
     """
     check_part("encoder", ENCODERS, recipe.encoder)
     check_part("objective", OBJECTIVES, recipe.objective)
+    for part in recipe.views:
+        check_part("view", VIEWS, part)
     views = _views(recipe)
     name = recipe.objective.name
     objective = OBJECTIVES[name]

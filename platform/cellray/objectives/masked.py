@@ -57,12 +57,13 @@ class Masked(Objective):
         ((view_BG, hidden_BG),) = views
         assert hidden_BG is not None, "check_recipe refuses views that hide nothing"
         predicted_BG = self.decoder(encoder(view_BG)).float()
-        error = torch.where(hidden_BG, predicted_BG - x_BG, 0.0).square().sum()
-        count_G = hidden_BG.sum(dim=0, dtype=torch.float32)
+        # Products with the mask, not torch.where: on a CPU they take a fifth of the time.
+        error = ((predicted_BG - x_BG) * hidden_BG).square().sum()
         with torch.no_grad():
-            target_BG = torch.where(hidden_BG, x_BG, 0.0)
+            count_G = hidden_BG.sum(dim=0, dtype=torch.float32)
+            target_BG = x_BG * hidden_BG
             mean_G = target_BG.sum(dim=0) / count_G.clamp(min=1)
-            spread = torch.where(hidden_BG, target_BG - mean_G, 0.0).square().sum()
+            spread = target_BG.sub_(mean_G).mul_(hidden_BG).square_().sum()
         return {
             "loss": global_mean(error, count_G.sum()),
             "hidden_fraction": count_G.sum() / hidden_BG.numel(),

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -45,7 +47,7 @@ def save_checkpoint(
     """Write a checkpoint; every rank calls this, with a folder of its own or a shared one."""
     model, optim = get_state_dict(learner, optimizer)
     with _alone_is_meant():
-        dcp.save(
+        save(
             {"model": model, "optim": optim},
             checkpoint_id=folder / "dcp",
             no_dist=not dist.is_initialized(),
@@ -59,9 +61,9 @@ def load_checkpoint(
 ) -> State:
     """Load a checkpoint of any world size into this one, in place."""
     model, optim = get_state_dict(learner, optimizer)
-    saved = {"model": model, "optim": optim}
+    saved: dict[str, Any] = {"model": model, "optim": optim}
     with _alone_is_meant():
-        dcp.load(saved, checkpoint_id=folder / "dcp", no_dist=not dist.is_initialized())
+        load(saved, checkpoint_id=folder / "dcp", no_dist=not dist.is_initialized())
     set_state_dict(
         learner, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optim"]
     )
@@ -76,7 +78,7 @@ def load_learner(folder: Path, learner: Learner) -> Learner:
     """Load the parameters of a checkpoint into a learner of this process alone."""
     saved = {"model": learner.state_dict()}
     with _alone_is_meant():
-        dcp.load(saved, checkpoint_id=folder / "dcp", no_dist=True)
+        load(saved, checkpoint_id=folder / "dcp", no_dist=True)
     learner.load_state_dict(saved["model"])
     return learner
 

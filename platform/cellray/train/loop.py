@@ -98,7 +98,7 @@ class Loop:
         self.learner.train()
         parts = self._forward(self.module, rows, epoch)
         self.optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()
+        parts["loss"].backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(
             self.learner.parameters(), recipe.optim.clip or math.inf, foreach=True
         )

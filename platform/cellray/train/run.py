@@ -1,6 +1,6 @@
 """Pre-training as one call: plan, Ray Train, MLflow run, registered model version."""
 
-import json
+import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer
 from cellray.atlas.genes import variable_genes
 from cellray.atlas.plan import Plan, make_plan, spans_of
 from cellray.atlas.splits import split_cells
-from cellray.atlas.storage import is_remote, normalise
+from cellray.atlas.storage import normalise
 from cellray.atlas.store import Atlas
 from cellray.core.recipe import Recipe
 from cellray.core.types import Progress
@@ -32,6 +32,8 @@ from cellray.train.report import RunCallback
 from cellray.train.worker import train_worker
 
 VALIDATION_CELLS = 10_000
+JUDGED = ("validation_loss", "train_loss")
+POLL_SECONDS = "0.2"  # Ray's 2 s would hold every epoch of a small atlas back
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class RunRef:
     uri
         ``models:/NAME/VERSION``.
     metrics
-        Last training record and best validation loss.
+        ``best_validation_loss``, ``best_train_loss`` and ``best_step`` of the version's checkpoint.
     """
 
     run_id: str
@@ -172,6 +174,7 @@ def _fit(
     progress: Progress | None,
 ) -> tuple[Learner, dict[str, float]]:
     """Run Ray Train to its end and give the best checkpoint's learner."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     has_validation = len(setup.validation_cells) > 0
     with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
         ticker = Path(scratch) / "progress.jsonl"
@@ -184,6 +187,7 @@ def _fit(
             cells=setup.train_cells,
             world=recipe.train.num_workers,
         )
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
@@ -195,13 +199,13 @@ def _fit(
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=recipe.train.num_workers,
-                use_gpu="GPU" in ray.cluster_resources(),
+                use_gpu="GPU" in resources,
                 resources_per_worker={"CPU": recipe.train.cpus_per_worker},
             ),
             run_config=ray.train.RunConfig(
                 name=run_id,
-                storage_path=storage if is_remote(storage) else str(storage),
-                callbacks=[callback],
+                storage_path=storage,
+                callbacks=[callback],  # type: ignore[list-item] # Ray annotates the old kind
                 failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=2,
@@ -216,36 +220,44 @@ def _fit(
         )
         with _following(ticker, setup.plan.steps, progress):
             result = trainer.fit()
-    best = result.checkpoint
-    if has_validation:
-        best = result.get_best_checkpoint("validation_loss", "min")
+    checkpoint, report = _best(result)
     learner = Learner.of(recipe, setup.genes)
-    with best.as_directory() as folder:
+    with checkpoint.as_directory() as folder:
         load_learner(Path(folder), learner)
-        step = json.loads((Path(folder) / "state.json").read_text())["step"]
-    last = result.metrics["records"][-1]
-    metrics = {key: value for key, value in last.items() if key != "step"} | {"best_step": step}
-    if has_validation:
-        metrics["validation_loss"] = min(m["validation_loss"] for _, m in result.best_checkpoints)
-    return learner, metrics
+    last = report["records"][-1]
+    # The names differ from the run's curves, so that a curve holds each step once.
+    metrics = {f"best_{key}": float(last[key]) for key in JUDGED if key in last}
+    return learner, metrics | {"best_step": float(report["step"])}
+
+
+def _best(result: ray.train.Result) -> tuple[ray.train.Checkpoint, dict[str, Any]]:
+    """Choose the checkpoint with the lowest validation loss; the last when none has one."""
+    kept = result.best_checkpoints
+    if not kept:
+        msg = "Ray Train ended without a checkpoint"
+        raise RuntimeError(msg) from result.error
+    return min(kept, key=lambda pair: (pair[1]["validation_loss"], -pair[1]["step"]))
 
 
 @contextmanager
 def _following(ticker: Path, steps: int, progress: Progress | None) -> Iterator[None]:
     """Pass the controller's ticks on to `progress` while the block runs."""
-    done = threading.Event()
-
-    def follow() -> None:
-        while True:
-            ended = done.wait(0.5)
-            if ticker.exists() and (lines := ticker.read_text().splitlines()):
-                progress("train", int(lines[-1]), steps)
-            if ended:
-                return
-
     if progress is None:
         yield
         return
+    done = threading.Event()
+
+    def follow() -> None:
+        shown = 0
+        while True:
+            ended = done.wait(0.5)
+            step = int(ticker.read_text().splitlines()[-1]) if ticker.exists() else 0
+            if step > shown:
+                progress("train", step, steps)
+                shown = step
+            if ended:
+                return
+
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:

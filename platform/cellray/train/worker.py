@@ -1,5 +1,6 @@
 """What every Ray Train worker runs: it makes the loop's parts and lets it go."""
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import ray.train
+import ray.train.torch
 import torch
 from numpy.typing import NDArray
 
@@ -43,7 +45,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
     learner = Learner.of(recipe, config["genes"]).to(device)
     module = parallelise(learner, recipe.train.strategy, device)
     optimizer = make_optimizer(learner, recipe.optim)
-    loop = Loop(
+    loop: Loop = Loop(
         recipe=recipe,
         plan=plan,
         learner=learner,
@@ -100,7 +102,9 @@ def validation_share(
 
 
 def _report(loop: Loop, records: Sequence[Record], summary: Mapping[str, Any]) -> None:
-    metrics = {"records": list(records), "step": loop.state.step, **summary}
+    # Ray ranks a checkpoint without the score above all others; inside an epoch there is none.
+    unjudged = {"validation_loss": math.inf}
+    metrics = unjudged | {"records": list(records), "step": loop.state.step, **summary}
     folder = Path(tempfile.mkdtemp(prefix="cellray-checkpoint-"))
     try:
         save_checkpoint(folder, loop.learner, loop.optimizer, loop.state, rank=loop.rank)

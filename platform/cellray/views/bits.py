@@ -104,7 +104,7 @@ def bernoulli(key_B: Tensor, n_genes: int, probability: float, stream: int = 0) 
     Tensor
         Shape (B, G), bool.
     """
-    threshold = round(probability * 2**32) - 2**31
+    threshold = min(round(probability * 2**32), 2**32 - 1) - 2**31  # fits 32 signed bits
     return random_bits(key_B, n_genes, stream) < threshold
 
 

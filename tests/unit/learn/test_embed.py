@@ -73,7 +73,7 @@ def test_gene_columns_and_their_share():
 
 
 def test_other_names_are_refused_with_both_kinds():
-    with pytest.raises(CellrayError, match="'ENSG01', 'ENSG02'.*'CD3E', 'CD4'"):
+    with pytest.raises(CellrayError, match=r"'ENSG01', 'ENSG02'.*'CD3E', 'CD4'"):
         gene_columns(["CD3E", "CD4", "CD8A"], ["ENSG01", "ENSG02", "ENSG03"])
 
 

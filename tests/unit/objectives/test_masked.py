@@ -39,7 +39,7 @@ def test_visible_entries_of_the_target_do_not_matter(parts):
 
 
 def test_the_output_reaches_targets_above_one(parts):
-    objective, encoder, x, view, hidden = parts
+    objective, encoder, _, view, _ = parts
     with torch.no_grad():
         objective.decoder[-1].bias.fill_(5.0)
     assert objective.decoder(encoder(view)).max() > 4

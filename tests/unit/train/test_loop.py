@@ -101,3 +101,12 @@ def test_a_loss_that_is_no_number_stops_with_the_step(make_loop, feed):
         next(loop.learner.encoder.parameters()).fill_(float("nan"))
     with pytest.raises(CellrayError, match="the loss is nan at step 2"):
         loop.run(feed(loop.plan))
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(make_loop, feed):
+    loops = [make_loop(f"seed={seed}") for seed in (5, 5, 6)]
+    for loop in loops:
+        loop.run(feed(loop.plan))
+    first, again, other = (parameters(loop.learner) for loop in loops)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

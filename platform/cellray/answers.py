@@ -1,0 +1,151 @@
+"""What the commands' documents look like to people."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+SCORES = ("macro_f1", "micro_f1")
+
+
+def atlas_text(document: Mapping[str, Any]) -> str:
+    """Lay out what `cellray.atlas.describe.describe` found."""
+    arrays = {
+        f"X/{name}": f"{layout['declared']}"
+        + (f", stored as {layout['stored']}" if layout["stored"] != layout["declared"] else "")
+        + f"; chunks of {layout['chunk']:,}, shards of {layout['shard']:,}"
+        for name, layout in document["arrays"].items()
+    }
+    head = {
+        "atlas": document["url"],
+        "digest": document["digest"],
+        "cells": f"{document['cells']:,}, shuffled with seed {document['seed']}",
+        "genes": f"{document['genes']:,}",
+        "non-zeros": f"{document['nonzeros']:,} ({document['nonzeros_per_cell']:,.1f} a cell), "
+        f"largest count {document['max_count']:,}",
+        "size": size(document["bytes"]),
+    }
+    columns = {name: _column(found) for name, found in document["obs"].items()}
+    sources = [
+        [one["name"], one["cells"], one["genes"], one["layer"], one["path"]]
+        for one in document["sources"]
+    ]
+    return "\n\n".join(
+        [
+            facts(head | arrays),
+            "obs\n" + indent(facts(columns)),
+            "sources\n" + indent(table(["name", "cells", "genes", "layer", "path"], sources)),
+        ]
+    )
+
+
+def report_text(document: Mapping[str, Any]) -> str:
+    """Lay out the scores of an evaluation, method by method."""
+    metrics = document["metrics"]
+    methods = dict.fromkeys(key.rsplit("/", 1)[0] for key in metrics)
+    rows = [
+        [*method.split("/"), *(_spread(metrics, f"{method}/{score}") for score in SCORES)]
+        for method in methods
+    ]
+    notes = "\n".join(f"- {note}" for note in document["notes"])
+    where = {
+        "report": f"{document['folder']}/report.html",
+        "MLflow run": document["run_id"],
+    }
+    scores = table(["method", "classifier", "macro F1", "micro F1"], rows)
+    return "\n\n".join([document["protocol"], scores, notes, facts(where)])
+
+
+def models_text(models: Sequence[Mapping[str, Any]]) -> str:
+    """List registered models."""
+    if not models:
+        return "no registered models; make one with 'cellray pretrain'"
+    rows = [
+        [
+            one["name"],
+            one["versions"],
+            "-" if one["latest"] is None else one["latest"],
+            ", ".join(f"@{alias} = {version}" for alias, version in one["aliases"].items()),
+            one["updated"],
+        ]
+        for one in models
+    ]
+    return table(["name", "versions", "latest", "aliases", "updated"], rows)
+
+
+def model_text(document: Mapping[str, Any]) -> str:
+    """Show a registered model's versions, each with its tags and metrics."""
+    blocks = []
+    for one in document["versions"]:
+        aliases = "".join(f" @{alias}" for alias in one["aliases"])
+        head = {"created": one["created"], "run": one["run_id"]} | one["tags"]
+        scores = {name: f"{value:.6g}" for name, value in sorted(one["metrics"].items())}
+        blocks.append(f"{one['uri']}{aliases}\n" + indent(facts(head | scores)))
+    return "\n\n".join(blocks) or f"{document['name']} has no versions"
+
+
+def demo_text(done: Mapping[str, Any]) -> str:
+    """Say how the demo went, and where to look."""
+    words = {"model": "masked model", "pca": "PCA", "untrained": "untrained encoder"}
+    scores = ", ".join(f"{words[name]} {value:.3f}" for name, value in done["scores"].items())
+    where = {"report": done["report"]}
+    if done["passed"]:
+        where["embeddings"] = done["embeddings"]
+        verdict = f"passed in {done['seconds']:.0f} s: the masked model beats the untrained encoder"
+        where["browse"] = "cellray ui"
+    else:
+        verdict = "failed: the masked model does not beat the untrained encoder"
+    return f"{verdict}\nkNN macro F1: {scores}\n{facts(where)}"
+
+
+def facts(pairs: Mapping[str, object]) -> str:
+    """Lay out names and values, one a line, values aligned."""
+    width = max(map(len, pairs), default=0) + 2
+    return "\n".join(f"{name:<{width}}{_cell(value)}".rstrip() for name, value in pairs.items())
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lay out rows under a header; columns of numbers are aligned to the right."""
+    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    align: list[Callable[[str, int], str]] = [str.rjust if n else str.ljust for n in numeric]
+    lines = (
+        "  ".join(put(cell, width) for put, cell, width in zip(align, row, widths, strict=True))
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def indent(text: str) -> str:
+    """Move lines two places to the right."""
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def size(n_bytes: int) -> str:
+    """Write a number of bytes with its unit."""
+    amount, units = float(n_bytes), ["TB", "GB", "MB", "kB", "B"]
+    while amount >= 999.5 and len(units) > 1:
+        amount, _ = amount / 1000, units.pop()
+    return f"{amount:,.3g} {units[-1]}" if amount < 1000 else f"{amount:,.0f} {units[-1]}"
+
+
+def _column(found: Mapping[str, Any]) -> str:
+    missing = f"; {found['missing']:,} missing" if found["missing"] else ""
+    if "top" not in found:
+        span = f"{found['min']:g} to {found['max']:g}" if "min" in found else "no values"
+        return f"{span} ({found['dtype']}){missing}"
+    top, distinct = found["top"], found["distinct"]
+    if distinct and max(top.values()) == 1:
+        return f"{distinct:,} different values, such as {next(iter(top))}{missing}"
+    shown = ", ".join(f"{value} ({count:,})" for value, count in top.items())
+    more = f" and {distinct - len(top):,} more" if distinct > len(top) else ""
+    return f"{distinct:,}: {shown}{more}{missing}"
+
+
+def _spread(metrics: Mapping[str, float], key: str) -> str:
+    return f"{metrics[key]:.4f} ± {metrics[f'{key}_std']:.4f}"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

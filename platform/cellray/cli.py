@@ -1,0 +1,106 @@
+"""The ``cellray`` command: its verbs put together, and what becomes of errors."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from cellray import __version__
+from cellray.cli_models import models
+from cellray.cli_verbs import verbs
+from cellray.console import dump
+from cellray.core.errors import CellrayError
+
+INTERRUPTED = 130
+WRAPPINGS = ("cause", "controller_failure", "_base_exc")
+"""Where Ray's errors keep what a task, a train controller and a train worker raised."""
+
+app = typer.Typer(
+    name="cellray",
+    help="Self-supervised learning on single-cell atlases, on Ray.\n\n"
+    "MLFLOW_TRACKING_URI and RAY_ADDRESS say where runs, models and workers are. Without them "
+    "runs and models are kept under .cellray/ in the working folder, and Ray runs in this process.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(verbs)
+app.add_typer(models, name="models")
+
+
+def _show_version(*, wanted: bool) -> None:
+    if wanted:
+        print(f"cellray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=lambda wanted: _show_version(wanted=wanted),
+            help="Print the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Returns
+    -------
+    int
+        0; 1 for a bug or a demo that fails; 2 for what the user can mend, said in one line; 130
+        for Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        code = app(arguments, prog_name="cellray", standalone_mode=False)
+    except typer.TyperException as error:
+        return _refuse(*_usage(error), as_json="--json" in arguments)
+    except Exception as error:  # noqa: BLE001 - the outermost place: bugs show their traceback
+        cause = user_error(error)
+        if cause is None:
+            traceback.print_exception(error)
+            return 1
+        return _refuse(cause.what, cause.mend, as_json="--json" in arguments)
+    if code == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def user_error(error: BaseException) -> CellrayError | None:
+    """Find the user's error in what was raised, inside Ray's wrappings too."""
+    queue: list[object] = [error]
+    seen: set[int] = set()
+    while queue:
+        found = queue.pop(0)
+        if not isinstance(found, BaseException) or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, CellrayError):
+            return found
+        queue += [found.__cause__, *(getattr(found, name, None) for name in WRAPPINGS)]
+        queue += getattr(found, "worker_failures", {}).values()
+    return None
+
+
+def _usage(error: typer.TyperException) -> tuple[str, str]:
+    """Say what is wrong with a command line, and where its help is."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "cellray"
+    return error.format_message().rstrip("."), f"see '{path} --help'"
+
+
+def _refuse(what: str, mend: str, *, as_json: bool) -> int:
+    print(f"error: {what}; {mend}", file=sys.stderr)
+    if as_json:
+        print(dump({"error": what, "mend": mend}))
+    return 2

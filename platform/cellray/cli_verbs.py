@@ -1,0 +1,287 @@
+"""The verbs of the command line, each a thin call of one function of the package.
+
+Whatever is heavy is imported inside the functions, so that help and completion stay instant.
+"""
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cellray import answers
+from cellray.console import console
+
+EPOCHS = 60
+"""Passes of the demo over its 700 cells: about half a minute on two cores."""
+
+ATLAS = "A folder or s3://bucket/path."
+
+verbs = typer.Typer()
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")
+]
+AtlasUrl = Annotated[str, typer.Option("--atlas", metavar="URL", help=ATLAS)]
+ModelUri = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="models:/NAME@alias, models:/NAME/3 or runs:/ID."),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key of the recipe, such as train.epochs=10. Repeatable.",
+    ),
+]
+
+
+def examples(*lines: str) -> str:
+    """Lay out example commands for the end of a help page."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@verbs.command(
+    epilog=examples(
+        "cellray ingest plate1.h5ad plate2.h5ad --out plates.zarr",
+        "cellray ingest filtered_feature_bc_matrix.h5 --out s3://bucket/pbmc",
+    )
+)
+def ingest(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help=".h5ad files, 10x .h5 files, 10x mtx folders."),
+    ],
+    out: Annotated[str, typer.Option(metavar="URL", help=f"The atlas to write. {ATLAS}")],
+    *,
+    layer: Annotated[
+        str | None, typer.Option(help="Matrix of the .h5ad files: X, raw, or a layer's name.")
+    ] = None,
+    obs: Annotated[
+        str | None, typer.Option(help="obs columns to keep, as a,b,c; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the cells' shuffle.")] = 0,
+    memory: Annotated[float, typer.Option(help="Gigabytes of memory to stay below.")] = 2.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an atlas that is there.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Turn files of counts into one atlas.
+
+    Cells are shuffled over all files, genes are those that all files share; memory stays bounded.
+    """
+    with console(as_json=json) as to:
+        from cellray.atlas.describe import describe
+        from cellray.atlas.write import ingest as run
+
+        began = time.monotonic()
+        atlas = run(
+            sources,
+            out,
+            layer=layer,
+            obs=_words(obs),
+            seed=seed,
+            memory=int(memory * 2**30),
+            overwrite=overwrite,
+            progress=to.progress,
+        )
+        seconds = time.monotonic() - began
+        text = (
+            f"wrote {atlas.url}: {atlas.n_cells:,} cells x {atlas.n_genes:,} genes in "
+            f"{seconds:.1f} s ({atlas.n_cells / seconds:,.0f} cells/s)\n"
+            f"next: cellray inspect {out}"
+        )
+        to.answer(describe(atlas) | {"seconds": seconds}, text)
+
+
+@verbs.command(
+    epilog=examples("cellray inspect plates.zarr", "cellray inspect s3://bucket/pbmc --json")
+)
+def inspect(
+    atlas: Annotated[str, typer.Argument(metavar="URL", help=ATLAS)],
+    *,
+    json: Json = False,
+) -> None:
+    """Say what an atlas holds.
+
+    Size, dtypes, chunks and shards, obs columns with their values, sources, digest.
+    """
+    with console(as_json=json) as to:
+        from cellray.atlas.describe import describe
+        from cellray.atlas.store import Atlas
+
+        document = describe(Atlas.open(atlas))
+        to.answer(document, answers.atlas_text(document))
+
+
+@verbs.command(
+    epilog=examples(
+        "cellray pretrain --atlas plates.zarr --name plates",
+        "cellray pretrain --recipe configs/pretrain/simclr.yaml --atlas plates.zarr --name simclr",
+        "cellray pretrain --atlas s3://b/pbmc --name pbmc --set train.epochs=50 --num-workers 4",
+    )
+)
+def pretrain(
+    atlas: AtlasUrl,
+    name: Annotated[str, typer.Option(help="Name of the model in the registry.")],
+    *,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML file; without it, the masked autoencoder's defaults.")
+    ] = None,
+    changes: Changes = None,
+    num_workers: Annotated[
+        int | None, typer.Option(help="Ray Train workers; as --set train.num_workers=N.")
+    ] = None,
+    strategy: Annotated[
+        Literal["ddp", "fsdp"] | None,
+        typer.Option(help="Replicate or shard; as --set train.strategy=."),
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="MLflow experiment of the run.")] = "cellray",
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Where checkpoints go: a folder or s3:// that all nodes reach."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Pre-train an encoder and register it.
+
+    Ray Data feeds Ray Train's workers; the run is MLflow's, and so is the model's next version.
+    """
+    with console(as_json=json) as to:
+        from cellray.core.recipe import Recipe
+        from cellray.train.run import pretrain as run
+
+        chosen = list(changes or ())
+        chosen += [f"train.num_workers={num_workers}"] if num_workers is not None else []
+        chosen += [f"train.strategy={strategy}"] if strategy is not None else []
+        ref = run(
+            Recipe.load(recipe, chosen) if recipe else Recipe().with_(chosen),
+            atlas,
+            name,
+            experiment=experiment,
+            storage=storage,
+            progress=to.progress,
+        )
+        text = answers.facts({"registered": ref.uri, "run": ref.run_id, **ref.metrics})
+        to.answer(ref, f"{text}\nnext: cellray evaluate {ref.uri} --atlas {atlas} --label COLUMN")
+
+
+@verbs.command(
+    epilog=examples(
+        "cellray evaluate models:/plates@champion --atlas plates.zarr --label cell_line",
+        "cellray evaluate models:/pbmc/3 --atlas s3://b/pbmc --label cell_type --split-by donor",
+    )
+)
+def evaluate(
+    model: ModelUri,
+    atlas: AtlasUrl,
+    label: Annotated[str, typer.Option(help="obs column to predict, such as cell_type.")],
+    *,
+    task: Annotated[str, typer.Option(help="What to score.")] = "annotation",
+    split_by: Annotated[
+        str | None, typer.Option(help="obs column whose values are held out whole: a donor.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Number of 70/30 splits.")] = 5,
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the report; under .cellray/reports by default.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score a registered model beside two baselines.
+
+    The baselines are PCA and the same encoder untrained. Scores, tables and figures go to MLflow
+    and, as one HTML page, to a folder.
+    """
+    with console(as_json=json) as to:
+        from cellray.evaluation.run import evaluate as run
+
+        report = run(
+            model,
+            atlas,
+            label=label,
+            task=task,
+            split_by=split_by,
+            seeds=seeds,
+            out=out,
+            progress=to.progress,
+        )
+        to.answer(report.document(), answers.report_text(report.document()))
+
+
+@verbs.command(
+    epilog=examples("cellray embed models:/plates@champion --atlas plates.zarr --out plates.h5ad")
+)
+def embed(
+    model: ModelUri,
+    atlas: AtlasUrl,
+    out: Annotated[str, typer.Option(help="File to write: .parquet or .h5ad.")],
+    *,
+    json: Json = False,
+) -> None:
+    """Embed every cell of an atlas.
+
+    .parquet holds obs and z0, z1, ...; .h5ad holds counts, obs and obsm["X_cellray"].
+    """
+    with console(as_json=json) as to:
+        from cellray.evaluation.embed import embed as run
+
+        cells, dim = run(model, atlas, out, progress=to.progress)
+        document = {"out": Path(out).expanduser().absolute(), "cells": cells, "dimensions": dim}
+        to.answer(document, f"wrote {out}: {cells:,} cells x {dim} dimensions")
+
+
+@verbs.command(epilog=examples("cellray ui --port 5050"))
+def ui(
+    *,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+    json: Json = False,
+) -> None:
+    """Browse runs and models in MLflow's UI.
+
+    Serves the configured store on this machine only, until Ctrl-C.
+    """
+    with console(as_json=json) as to:
+        from cellray.ui import serving
+
+        with serving(port) as (url, server):
+            if server is None:
+                to.answer({"url": url}, f"runs and models are at {url}: open it in a browser")
+                return
+            to.answer({"url": url}, f"runs and models are at {url}; Ctrl-C ends it")
+            with suppress(KeyboardInterrupt):
+                server.wait()
+
+
+@verbs.command(epilog=examples("cellray demo", "cellray demo --h5ad counts.h5ad --label cell_type"))
+def demo(
+    *,
+    h5ad: Annotated[
+        str | None, typer.Option(help="Counts of your own; 700 PBMC of scanpy's by default.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="obs column with the cell types of --h5ad.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the cells.")] = EPOCHS,
+    work: Annotated[str, typer.Option(help="Folder for what it makes.")] = ".cellray/demo",
+    json: Json = False,
+) -> None:
+    """Take real counts to an evaluated model.
+
+    All verbs in order, saying in a line what each does.
+
+    It fails unless the model embeds cell types better than the same encoder untrained.
+    """
+    with console(as_json=json) as to:
+        from cellray.demo import run
+
+        done = run(to, h5ad=h5ad, label=label, epochs=epochs, work=Path(work))
+        to.answer(done, answers.demo_text(done))
+    if not done["passed"]:
+        raise typer.Exit(1)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]

@@ -1,0 +1,90 @@
+"""The MLflow UI on the configured store, for as long as someone looks at it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import psutil
+
+from cellray.core.errors import CellrayError
+from cellray.track.store import client, tracking_uri
+
+HOST = "127.0.0.1"
+PATIENCE = 120.0
+"""Seconds until a server that has not answered counts as failed."""
+
+
+@contextmanager
+def serving(port: int) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
+    """Serve the MLflow UI on loopback while the block runs.
+
+    Parameters
+    ----------
+    port
+        Where it listens.
+
+    Yields
+    ------
+    url, server
+        Where to look, and the server's process: None when the store is a server itself.
+
+    Raises
+    ------
+    CellrayError
+        The port is taken, or the server does not start.
+    """
+    client()
+    uri = tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        yield uri, None
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise CellrayError(
+                f"port {port} is taken ({error.strerror})", "choose another with --port"
+            ) from error
+    url = f"http://{HOST}:{port}"
+    command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", *command, "--backend-store-uri", uri, "--no-serve-artifacts"],
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=sys.stderr,
+    )
+    try:
+        _wait(url, server)
+        yield url, server
+    finally:
+        _end(server)
+
+
+def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + PATIENCE
+    while server.poll() is None and time.monotonic() < end:
+        try:
+            urlopen(f"{url}/health", timeout=5).close()
+        except (URLError, OSError):
+            time.sleep(0.2)
+        else:
+            return
+    raise CellrayError(f"the MLflow UI does not start at {url}", "see its lines above")
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server and what it started."""
+    try:
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        process.terminate()
+    for process in psutil.wait_procs(family, timeout=10)[1]:
+        process.kill()

@@ -1,0 +1,272 @@
+"""Real servers on loopback: an S3 object store, and a Ray cluster with a dashboard."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SWIFT = ROOT / ".venv-s3" / "bin"
+USER, SECRET = "test:tester", "testing"
+
+RINGS = """
+import sys
+from swift.common.ring import RingBuilder
+for name, port in zip(("account", "container", "object"), sys.argv[1:]):
+    ring = RingBuilder(part_power=4, replicas=1, min_part_hours=1)
+    ring.add_dev({"region": 1, "zone": 1, "ip": "127.0.0.1", "port": int(port), "device": "d1",
+                  "weight": 1, "meta": ""})
+    ring.rebalance(seed=1)
+    ring.get_ring().save(f"{name}.ring.gz")
+"""
+
+STORAGE = """
+[DEFAULT]
+bind_ip = 127.0.0.1
+bind_port = {port}
+workers = 0
+user = {user}
+swift_dir = {folder}
+devices = {folder}/devices
+mount_check = false
+fallocate_reserve = 0
+disable_fallocate = true
+[pipeline:main]
+pipeline = {kind}-server
+[app:{kind}-server]
+use = egg:swift#{kind}
+"""
+
+PIPELINE = "catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth slo copy"
+
+# `memcache_servers` names a port where nothing listens: without a cache every request is looked
+# up, which is what a single process wants.
+PROXY = """
+[DEFAULT]
+bind_ip = 127.0.0.1
+bind_port = {port}
+workers = 0
+user = {user}
+swift_dir = {folder}
+[pipeline:main]
+pipeline = {pipeline} proxy-server
+[app:proxy-server]
+use = egg:swift#proxy
+account_autocreate = true
+allow_account_management = true
+[filter:cache]
+use = egg:swift#memcache
+memcache_servers = 127.0.0.1:1
+[filter:s3api]
+use = egg:swift#s3api
+location = us-east-1
+[filter:tempauth]
+use = egg:swift#tempauth
+user_test_tester = testing .admin
+"""
+
+
+@dataclass(frozen=True)
+class S3:
+    """A running object store.
+
+    Attributes
+    ----------
+    env
+        The variables with which any AWS client reaches it.
+    client
+        boto3's client of it.
+    """
+
+    env: Mapping[str, str]
+    client: Any
+
+    def bucket(self) -> str:
+        """Make a bucket of its own for a test."""
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        self.client.create_bucket(Bucket=name)
+        return name
+
+    def keys(self, bucket: str, prefix: str = "") -> list[str]:
+        """List the objects under a prefix."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """OpenStack Swift with its S3 API: it stores, authenticates and refuses as a server does."""
+    if not (SWIFT / "swift-proxy-server").exists():
+        pytest.skip("no S3 server installed in .venv-s3; 'make test' installs it")
+    import boto3
+
+    folder = tmp_path_factory.mktemp("swift")
+    (folder / "devices" / "d1").mkdir(parents=True)
+    (folder / "swift.conf").write_text(
+        "[swift-hash]\nswift_hash_path_prefix = test\nswift_hash_path_suffix = test\n"
+    )
+    ports = dict(zip(("account", "container", "object", "proxy"), free_ports(4), strict=True))
+    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    for kind, port in ports.items():
+        text = (PROXY if kind == "proxy" else STORAGE).format(
+            kind=kind, port=port, user=user, folder=folder, pipeline=PIPELINE
+        )
+        if kind == "proxy":
+            bare = (name for name in PIPELINE.split() if f"[filter:{name}]" not in PROXY)
+            text += "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n" for name in bare)
+        (folder / f"{kind}.conf").write_text(text)
+    rings = [SWIFT / "python", "-c", RINGS, *(str(ports[k]) for k in list(ports)[:3])]
+    subprocess.run(rings, cwd=folder, check=True, capture_output=True)
+
+    endpoint = f"http://127.0.0.1:{ports['proxy']}"
+    env = {
+        "AWS_ACCESS_KEY_ID": USER,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with ExitStack() as running:
+        for kind in ports:
+            command = [SWIFT / f"swift-{kind}-server", f"{kind}.conf"]
+            running.enter_context(process(command, folder / f"{kind}.log", cwd=folder))
+        wait_for(f"{endpoint}/healthcheck", folder / "proxy.log")
+        client = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=USER,
+            aws_secret_access_key=SECRET,
+        )
+        yield S3(env, client)
+        client.close()
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """The object store, with the environment set so that cellray reaches it."""
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running Ray head with a dashboard.
+
+    Attributes
+    ----------
+    dashboard
+        Where jobs are submitted.
+    env
+        The variables with which a client is let in.
+    """
+
+    dashboard: str
+    env: Mapping[str, str]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Cluster]:
+    """A Ray cluster of one node in processes of its own, with token authentication."""
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port")
+    names += ("dashboard-agent-grpc-port", "runtime-env-agent-port", "node-manager-port")
+    names += ("object-manager-port", "ray-client-server-port")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    # Ray's sockets lie under its folder, and a socket's path may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        token = Path(folder) / "token"
+        token.write_text(uuid.uuid4().hex * 2)
+        token.chmod(0o600)
+        env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        command = [
+            Path(sys.executable).with_name("ray"),
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            "--dashboard-host=127.0.0.1",
+            "--include-dashboard=true",
+            "--num-cpus=2",
+            "--object-store-memory=500000000",
+            "--disable-usage-stats",
+            f"--temp-dir={folder}/r",
+            *(f"--{name}={port}" for name, port in ports.items()),
+        ]
+        dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
+        log = Path(folder) / "head.log"
+        with process(command, log, env=os.environ | env | {"RAY_ADDRESS": ""}, grace=30):
+            wait_for(f"{dashboard}/api/version", log, token=token.read_text(), seconds=120)
+            yield Cluster(dashboard, env)
+
+
+@contextmanager
+def process(
+    command: Sequence[str | Path],
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    grace: float = 10,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server as long as the block runs; it and its children end with the block."""
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command, cwd=cwd, env=env, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield server
+    finally:
+        children = (
+            psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
+        )
+        server.terminate()
+        try:
+            server.wait(grace)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        for child in psutil.wait_procs(children, timeout=grace)[1]:
+            child.kill()
+
+
+def wait_for(url: str, log: Path, *, token: str | None = None, seconds: float = 30) -> None:
+    """Wait until a server answers, or fail with the end of its log."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with urlopen(Request(url, headers=headers), timeout=5):
+                return
+        except (URLError, OSError) as error:
+            if time.monotonic() > end:
+                tail = log.read_text(errors="replace")[-3000:]
+                pytest.fail(f"{url} does not answer: {error}\n{tail}")
+        time.sleep(0.1)
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports on loopback on which nothing listens."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

@@ -1,0 +1,116 @@
+"""Pre-training for real: Ray Data into Ray Train workers, an MLflow run, a registered version."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from cellray.atlas.simulate import Simulation, simulate
+from cellray.atlas.store import Atlas
+from cellray.atlas.write import ingest
+from cellray.core.errors import CellrayError
+from cellray.core.recipe import Recipe
+from cellray.track.models import resolve
+from cellray.track.store import client, experiment_id
+from cellray.train.run import prepare, pretrain
+
+SMALL = {
+    "encoder": {"name": "mlp", "widths": [32], "dim": 8, "dropout": 0.0},
+    "objective": {"name": "masked", "widths": [32]},
+    "data": {"batch_size": 64, "slab_batches": 2, "validation": 0.15},
+    "train": {"epochs": 3, "log_every": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("atlas")
+    simulate(folder / "cells.h5ad", Simulation(n_cells=1_000, n_genes=200, seed=3))
+    return ingest([folder / "cells.h5ad"], folder / "cells.zarr").url
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A working folder of its own: runs and the MLflow store of the module go there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("work"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+def trained(atlas, *changes, **kwargs):
+    recipe = Recipe.of(SMALL).with_(list(changes))
+    ref = pretrain(recipe, atlas, "test", **kwargs)
+    history = client().get_metric_history(ref.run_id, "train_loss")
+    return ref, [(point.step, point.value) for point in history]
+
+
+def parameters(ref):
+    learner = resolve(ref.uri).learner
+    return torch.cat([p.detach().flatten() for p in learner.parameters()])
+
+
+@pytest.fixture(scope="module")
+def alone(atlas, work, ray_local):
+    return trained(atlas)
+
+
+def test_a_run_is_one_mlflow_run_with_every_step_once(alone, atlas):
+    ref, history = alone
+    plan = prepare(Recipe.of(SMALL), Atlas.open(atlas)).plan
+    assert [step for step, _ in history] == list(range(1, plan.steps + 1))
+    run = client().get_run(ref.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["atlas_digest"] == Atlas.open(atlas).digest
+    assert run.data.params["train.epochs"] == "3"
+    assert {"validation_loss", "cells_per_s", "feed_wait_share", "lr"} <= set(run.data.metrics)
+    assert history[-1][1] < 0.9 * history[0][1]
+
+
+def test_the_tail_of_every_epoch_is_listed(alone, atlas, tmp_path):
+    file = client().download_artifacts(alone[0].run_id, "plan.json", str(tmp_path))
+    plan = json.loads(Path(file).read_text())
+    spans = plan["tail_spans_by_epoch"]
+    assert plan["tail_cells"] == 850 - 6 * 128
+    for listed in spans.values():
+        assert sum(span["stop"] - span["start"] for span in listed) == plan["tail_cells"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_follow_one_worker(alone, atlas, strategy):
+    _, shared = trained(atlas, "train.num_workers=2", f"train.strategy={strategy}")
+    ours, theirs = np.array(shared), np.array(alone[1])
+    assert np.array_equal(ours[:, 0], theirs[:, 0])
+    np.testing.assert_allclose(ours[0, 1], theirs[0, 1], rtol=1e-5)
+    np.testing.assert_allclose(ours[:20, 1], theirs[:20, 1], rtol=1e-3)
+
+
+def test_a_killed_worker_costs_no_cell_and_no_second_run(alone, atlas):
+    killed = []
+
+    def kill_once(stage, step, steps):
+        if not killed and 4 <= step < steps:
+            worker = next(p for p in psutil.process_iter() if "RayTrainWorker" in p.name())
+            killed.append(step)
+            worker.send_signal(signal.SIGKILL)
+
+    before = len(client().search_runs([experiment_id("cellray")]))
+    ref, history = trained(atlas, "train.checkpoint_every=2", progress=kill_once)
+    assert killed
+    # Had a cell come twice or not at all, these would not be the uninterrupted run's numbers.
+    assert history == alone[1]
+    assert torch.equal(parameters(ref), parameters(alone[0]))
+    assert len(client().search_runs([experiment_id("cellray")])) == before + 1
+
+
+def test_what_cannot_be_trained_is_refused_before_ray_starts(atlas, work):
+    with pytest.raises(CellrayError, match=r"data\.batch_size"):
+        pretrain(Recipe.of({"data": {"batch_size": 4096}}), atlas, "test")
+    with pytest.raises(CellrayError, match="needs a view that hides"):
+        pretrain(Recipe.of({**SMALL, "views": []}), atlas, "test")
+    with pytest.raises(CellrayError, match="did you mean 'donor'"):
+        pretrain(Recipe.of(SMALL).with_(["data.split_by=donr"]), atlas, "test")

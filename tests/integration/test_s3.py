@@ -1,0 +1,107 @@
+"""Atlases in object storage: what works in a folder works in a bucket, and refusals are clear."""
+
+import anndata
+import numpy as np
+import pytest
+
+from cellray.atlas.describe import describe
+from cellray.atlas.simulate import Simulation, simulate_anndata
+from cellray.atlas.store import Atlas
+from cellray.atlas.write import ingest
+from cellray.core.errors import CellrayError
+from cellray.core.types import Span
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A small .h5ad of simulated counts."""
+    path = tmp_path_factory.mktemp("source") / "cells.h5ad"
+    simulate_anndata(Simulation(n_cells=300, n_genes=200, seed=3)).write_h5ad(path)
+    return path
+
+
+def test_an_atlas_in_a_bucket_equals_the_one_in_a_folder(s3, source, tmp_path):
+    local = ingest([source], tmp_path / "atlas")
+    remote = ingest([source], f"s3://{s3.bucket()}/some/prefix")
+    assert remote.digest == local.digest
+    for span in (Span(0, 300), Span(17, 18), Span(120, 260)):
+        ours, theirs = remote.read(span, obs=["cell_type"]), local.read(span, obs=["cell_type"])
+        for name in ("data", "indices", "indptr", "cells"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+            assert getattr(ours, name).dtype == getattr(theirs, name).dtype
+        np.testing.assert_array_equal(ours.obs["cell_type"], theirs.obs["cell_type"])
+
+
+def test_describing_reads_sizes_from_the_bucket(s3, source):
+    bucket = s3.bucket()
+    document = describe(ingest([source], f"s3://{bucket}/a"))
+    listed = s3.client.list_objects_v2(Bucket=bucket, Prefix="a/")["Contents"]
+    assert document["bytes"] == sum(item["Size"] for item in listed)
+    assert document["cells"] == 300
+
+
+def test_a_taken_prefix_is_kept_unless_told(s3, source):
+    url = f"s3://{s3.bucket()}/a"
+    first = ingest([source], url)
+    with pytest.raises(CellrayError, match="overwrite"):
+        ingest([source], url, seed=1)
+    assert Atlas.open(url).digest == first.digest
+    assert ingest([source], url, seed=1, overwrite=True).digest != first.digest
+
+
+def test_a_failed_ingest_leaves_nothing_in_the_bucket(s3, source, tmp_path):
+    bucket = s3.bucket()
+    broken = anndata.read_h5ad(source)
+    broken.X = broken.X.astype(np.float32)
+    broken.X.data[-1] = 0.5
+    broken.write_h5ad(tmp_path / "fractional.h5ad")
+    with pytest.raises(CellrayError, match="count"):
+        ingest([source, tmp_path / "fractional.h5ad"], f"s3://{bucket}/a")
+    assert s3.keys(bucket) == []
+
+
+def test_an_interrupted_ingest_leaves_nothing_that_opens(s3, source):
+    bucket = s3.bucket()
+
+    def interrupt(stage, done, total):
+        if stage == "write":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest([source], f"s3://{bucket}/a", progress=interrupt)
+    assert s3.keys(bucket) == []
+    with pytest.raises(CellrayError, match="no atlas"):
+        Atlas.open(f"s3://{bucket}/a")
+
+
+def test_a_half_written_atlas_is_named_as_such(s3, source):
+    bucket = s3.bucket()
+    ingest([source], f"s3://{bucket}/a")
+    s3.client.delete_object(Bucket=bucket, Key="a/zarr.json")
+    with pytest.raises(CellrayError, match="half-written"):
+        Atlas.open(f"s3://{bucket}/a")
+
+
+def test_a_bucket_that_does_not_exist_is_named(s3, source):
+    with pytest.raises(CellrayError, match="bucket 'no-such-bucket' does not exist"):
+        Atlas.open("s3://no-such-bucket/a")
+    with pytest.raises(CellrayError, match="bucket 'no-such-bucket' does not exist"):
+        ingest([source], "s3://no-such-bucket/a")
+
+
+def test_wrong_credentials_are_named(s3, source, monkeypatch):
+    bucket = s3.bucket()
+    ingest([source], f"s3://{bucket}/a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(CellrayError, match="credentials") as caught:
+        Atlas.open(f"s3://{bucket}/a")
+    assert "AWS_SECRET_ACCESS_KEY" in caught.value.mend
+    assert "wrong" not in str(caught.value)
+    with pytest.raises(CellrayError, match="credentials"):
+        ingest([source], f"s3://{bucket}/b")
+
+
+def test_a_server_that_does_not_answer_is_named(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(CellrayError, match="AWS_ENDPOINT_URL"):
+        Atlas.open("s3://bucket/a")

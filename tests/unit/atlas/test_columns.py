@@ -1,0 +1,65 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from cellray.atlas.columns import choose_columns, join_column
+from cellray.atlas.sources import open_source
+from cellray.core.errors import CellrayError
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([np.array([1, 2]), np.array([3])], np.array([1, 2, 3])),
+        ([np.array([1, 2], np.int8), np.array([300], np.int16)], np.array([1, 2, 300], np.int16)),
+        ([np.array([1, 2]), None], np.array([1, 2, np.nan])),
+        ([np.array([1.5, np.nan], np.float32), None], np.array([1.5, np.nan, np.nan], np.float32)),
+        ([pd.array([1, 2], dtype="Int32"), np.array([3], np.int32)], np.array([1, 2, 3], np.int32)),
+        ([pd.array([1, None]), np.array([3])], np.array([1, np.nan, 3])),
+        ([np.array([True, False]), pd.array([True])], np.array([True, False, True])),
+    ],
+)
+def test_numbers_stay_numbers(parts, expected):
+    joined = join_column(parts, [2, 1])
+    assert joined.dtype == expected.dtype
+    np.testing.assert_array_equal(joined, expected)
+
+
+@pytest.mark.parametrize(
+    ("parts", "categories", "values"),
+    [
+        ([pd.Categorical(["b", "a"], ["b", "a"]), pd.Categorical(["c"])], "bac", ["b", "a", "c"]),
+        ([np.array(["y", "x"], object), None], "xy", ["y", "x", None]),
+        ([pd.Categorical(["a", None]), np.array(["b"], object)], "ab", ["a", None, "b"]),
+        ([None, pd.array(["a"], dtype="string")], "a", [None, None, "a"]),
+        ([pd.Categorical([2, 1]), pd.Categorical([3])], [1, 2, 3], [2, 1, 3]),
+        ([np.array([1, 2]), np.array(["a"], object)], "12a", ["1", "2", "a"]),
+        ([np.array([True, False]), None], ["False", "True"], ["True", "False", None]),
+        ([pd.Categorical([None, None]), None], [], [None, None, None]),
+    ],
+)
+def test_everything_else_becomes_categories(parts, categories, values):
+    joined = join_column(parts, [2, 1])
+    assert isinstance(joined, pd.Categorical)
+    assert list(joined.categories) == list(categories)
+    assert [None if pd.isna(value) else value for value in joined] == values
+
+
+def test_columns_are_the_union_or_those_wanted(counted, h5ad):
+    one, two = counted(), counted()
+    two.obs = two.obs.rename(columns={"score": "age"})
+    sources = [open_source(h5ad(one, "1.h5ad")), open_source(h5ad(two, "2.h5ad"))]
+    assert choose_columns(sources, None) == ["kind", "score", "passed", "age"]
+    assert choose_columns(sources, ["age", "kind", "age"]) == ["age", "kind"]
+    assert choose_columns(sources, []) == []
+    with pytest.raises(CellrayError, match="'scor'; did you mean 'score'"):
+        choose_columns(sources, ["scor"])
+
+
+def test_names_of_ours_are_refused_unless_left_out(counted, h5ad):
+    data = counted()
+    data.obs["cellray_row"] = 1
+    sources = [open_source(h5ad(data))]
+    with pytest.raises(CellrayError, match="'cellray_row' has a name that the atlas needs"):
+        choose_columns(sources, None)
+    assert choose_columns(sources, ["kind"]) == ["kind"]
