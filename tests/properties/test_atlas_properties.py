@@ -1,6 +1,7 @@
 """Rows, spans and ingest hold for any matrix."""
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import anndata
@@ -51,10 +52,10 @@ def test_taking_rows_equals_scipy(dense, data):
 def test_joining_rows_equals_scipy(dense, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(dense)), max_size=4)))
     edges = [0, *cuts, len(dense)]
-    parts = [dense[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [dense[a:b] for a, b in pairwise(edges)]
     joined = Rows.concat([rows_of(p, a) for p, a in zip(parts, edges[:-1], strict=True)])
     np.testing.assert_array_equal(
-        joined.to_scipy().toarray(), vstack(map(csr_matrix, parts)).toarray()
+        joined.to_scipy().toarray(), vstack([csr_matrix(part) for part in parts]).toarray()
     )
     assert list(joined.cells) == list(joined.obs["row"]) == list(range(len(dense)))
 

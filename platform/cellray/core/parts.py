@@ -75,8 +75,9 @@ def check_part(kind: str, table: Mapping[str, Callable[..., Any]], part: Part) -
     try:
         checked = model.model_validate(part.settings)
     except ValidationError as error:
+        where = "views.NUMBER" if kind == "view" else kind
         raise CellrayError(
-            f"{kind} '{part.name}': {reason(error)}", f"change it with --set {kind}.KEY=VALUE"
+            f"{kind} '{part.name}': {reason(error)}", f"change it with --set {where}.KEY=VALUE"
         ) from error
     return {name: getattr(checked, name) for name in model.model_fields}
 
@@ -88,4 +89,5 @@ def build_part(
     *context: object,
 ) -> Any:  # noqa: ANN401 - whatever the table holds
     """Build what a part names; `context` goes to the entry's positional parameters."""
-    return table[part.name](*context, **check_part(kind, table, part))
+    settings = check_part(kind, table, part)
+    return table[part.name](*context, **settings)

@@ -96,7 +96,7 @@ def test_open_cached_opens_once(atlas):
 
 
 def test_what_is_no_atlas_is_named_as_what_it_is(atlas, data, tmp_path):
-    with pytest.raises(CellrayError, match="no atlas at .*the folder does not exist"):
+    with pytest.raises(CellrayError, match=r"no atlas at .*the folder does not exist"):
         Atlas.open(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CellrayError, match="no atlas at"):
@@ -107,7 +107,7 @@ def test_what_is_no_atlas_is_named_as_what_it_is(atlas, data, tmp_path):
         Atlas.open(str(tmp_path / "half"))
     with anndata.settings.override(auto_shard_zarr_v3=False, zarr_write_format=3):
         data.write_zarr(tmp_path / "plain")
-    with pytest.raises(CellrayError, match="cellray did not write.*cellray ingest"):
+    with pytest.raises(CellrayError, match=r"cellray did not write.*cellray ingest"):
         Atlas.open(str(tmp_path / "plain"))
     root = json.loads(Path(atlas.url, "zarr.json").read_text())
     root["attributes"]["cellray"]["format"] = 99

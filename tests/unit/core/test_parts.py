@@ -35,3 +35,8 @@ def test_what_the_entry_does_not_take_is_refused(part, words):
     with pytest.raises(CellrayError) as caught:
         check_part("view", TABLE, part)
     assert words in str(caught.value)
+
+
+def test_building_what_is_not_there_is_refused_as_well():
+    with pytest.raises(CellrayError, match="unknown view 'masc'"):
+        build_part("view", TABLE, Part(name="masc"), 7)
