@@ -128,7 +128,8 @@ class Spill:
         order = np.argsort(positions, kind="stable")
         lengths = np.diff(matrix.indptr)[order]
         matrix = matrix[order]
-        if len(positions) > n_cells or (np.diff(positions[order]) != 1).any():
+        # A source not read cell by cell gives cells in parts, and those without counts not at all.
+        if not np.array_equal(positions[order], np.arange(n_cells)):
             sums = np.bincount(positions[order], weights=lengths, minlength=n_cells)
             lengths = sums.astype(np.int64)
             indptr = np.concatenate([[0], np.cumsum(lengths)])

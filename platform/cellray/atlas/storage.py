@@ -87,26 +87,29 @@ def storage_errors(url: str) -> Iterator[None]:
     """Turn what an object store refuses into a line that names the bucket and the mend."""
     try:
         yield
-    except (PermissionDeniedError, UnauthenticatedError) as error:
+    except (BaseError, FileNotFoundError) as error:
+        text = str(error)
+        refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+        if not is_remote(url):
+            if refused:
+                raise CellrayError(f"{url} may not be read", "check its permissions") from error
+            raise
+        # A listing that is refused comes as a plain error with the server's answer in its text.
+        if refused or "403 Forbidden" in text or "401 Unauthorized" in text:
+            raise CellrayError(
+                f"{url}: the object store refuses these credentials",
+                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
+            ) from error
+        if "NoSuchBucket" in text:
+            raise CellrayError(
+                f"bucket '{urlsplit(url).netloc}' does not exist", "create it, or check the URL"
+            ) from error
+        if isinstance(error, NotFoundError | FileNotFoundError):
+            raise
         raise CellrayError(
-            f"{url}: the object store refuses these credentials",
-            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
+            f"{url}: the object store does not answer: {text.splitlines()[0][:200]}",
+            "check AWS_ENDPOINT_URL and the network",
         ) from error
-    except (NotFoundError, FileNotFoundError) as error:
-        if "NoSuchBucket" in str(error):
-            bucket = urlsplit(url).netloc
-            raise CellrayError(
-                f"bucket '{bucket}' does not exist", "create it, or check the URL"
-            ) from error
-        raise
-    except BaseError as error:
-        if is_remote(url):
-            line = str(error).splitlines()[0][:200]
-            raise CellrayError(
-                f"{url}: the object store does not answer: {line}",
-                "check AWS_ENDPOINT_URL and the network",
-            ) from error
-        raise
 
 
 @contextmanager

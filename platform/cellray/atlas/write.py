@@ -74,7 +74,7 @@ def ingest(
     seed
         Seed of the shuffle: the same sources and seed give the same digest.
     memory
-        Bytes of memory to stay below; 40 bytes a cell come on top of it for the largest inputs.
+        Bytes of memory to stay below; the obs tables, about 100 bytes a cell, come on top of it.
     overwrite
         Replace an atlas that is there.
     progress
@@ -254,6 +254,9 @@ class _Stream:
     def close(self) -> bytes:
         """Write the rest and give the digest."""
         self._write()
+        if self.written != self.array.shape[0]:
+            msg = f"{self.array.path} has {self.array.shape[0]} elements, {self.written} came"
+            raise RuntimeError(msg)
         return self.digest.digest()
 
     def _write(self) -> None:
