@@ -6,50 +6,27 @@ anything is read. Nothing is ever unpickled, and no module that a file names is 
 """
 
 import json
-import re
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow.artifacts
-from mlflow import MlflowClient
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    LoggedModel,
-    LoggedModelInput,
-    LoggedModelOutput,
-    Metric,
-)
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-import cellray
 from cellray.core.errors import CellrayError
 from cellray.learn.learner import Learner
-from cellray.track.catalogue import find_version, list_models, promote, show_model
-from cellray.track.folder import load_model, read_facts, save_model
-from cellray.track.pyfunc import check_flavour, save_flavour
-from cellray.track.runs import git_commit, run
+from cellray.track.catalogue import find_version
+from cellray.track.folder import load_model, read_facts
+from cellray.track.pyfunc import check_flavour
+from cellray.track.register import check_name, register
+from cellray.track.runs import run
 from cellray.track.store import client, store_errors, tracking_uri
 
-__all__ = [
-    "Resolved",
-    "check_name",
-    "list_models",
-    "load_model",
-    "log_evaluation",
-    "promote",
-    "register",
-    "resolve",
-    "save_model",
-    "show_model",
-]
+__all__ = ["Resolved", "check_name", "log_evaluation", "register", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -79,88 +56,6 @@ class Resolved:
     version: int
     run_id: str
     model_id: str
-
-
-def check_name(name: str) -> None:
-    """Raise unless a model can be registered under this name; ask before a long training."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise CellrayError(
-            f"'{name}' cannot name a model", "use letters, digits, '-' and '_', a letter first"
-        )
-
-
-@store_errors()
-def register(
-    learner: Learner,
-    *,
-    run_id: str,
-    name: str,
-    facts: Mapping[str, Any],
-    metrics: Mapping[str, float],
-) -> int:
-    """Log a learner as a model of its run and register it; all of it or nothing.
-
-    Parameters
-    ----------
-    learner
-        The model.
-    run_id
-        The run that trained it.
-    name
-        The registered model, made when it is not there.
-    facts
-        Atlas, atlas digest, cells and seed; they go into the model's files, and the atlas digest
-        into the version's tags.
-    metrics
-        Tied to the model, at the step ``best_step`` when that is among them.
-
-    Returns
-    -------
-    int
-        The new version.
-    """
-    check_name(name)
-    api = client()
-    facts = {**facts, "git_commit": git_commit(), "metrics": dict(metrics)}
-    model = api.create_logged_model(
-        api.get_run(run_id).info.experiment_id,
-        name=name,
-        source_run_id=run_id,
-        params=learner.recipe.flat(),
-        model_type="encoder",
-    )
-    made: ModelVersion | None = None
-    try:
-        with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
-            folder = Path(scratch) / "model"
-            digest = save_flavour(learner, folder, facts=facts, model=model)
-            api.log_model_artifacts(model.model_id, str(folder))
-        tags = _tags(learner, facts, digest)
-        api.set_logged_model_tags(model.model_id, tags)
-        api.finalize_logged_model(model.model_id, "READY")
-        step = int(metrics.get("best_step", 0))
-        api.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
-        now = time.time_ns() // 1_000_000
-        api.log_batch(
-            run_id,
-            metrics=[Metric(k, v, now, step, model_id=model.model_id) for k, v in metrics.items()],
-        )
-        _ensure_registered(api, name)
-        made = api.create_model_version(
-            name,
-            source=model.artifact_location,
-            run_id=run_id,
-            # MLflow's database does not keep a version's model_id.
-            tags={**tags, "model_id": model.model_id},
-            description=_describe(learner, facts, model),
-            model_id=model.model_id,
-        )
-        link = json.dumps([{"name": name, "version": made.version}])
-        api.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
-    except BaseException:
-        _discard(api, model, made)
-        raise
-    return int(made.version)
 
 
 @store_errors()
@@ -268,54 +163,3 @@ def log_evaluation(
         if artifacts is not None:
             api.log_artifacts(run_id, str(artifacts))
     return run_id
-
-
-def _tags(learner: Learner, facts: Mapping[str, Any], digest: str) -> dict[str, str]:
-    """Give what one searches a registry by; absent facts are left out."""
-    tags = {
-        "objective": learner.recipe.objective.name,
-        "encoder": learner.recipe.encoder.name,
-        "genes": str(len(learner.genes)),
-        "atlas": facts.get("atlas"),
-        "atlas_digest": facts.get("atlas_digest"),
-        "git_commit": facts.get("git_commit"),
-        "cellray_version": cellray.__version__,
-        "digest": digest,
-    }
-    return {name: str(value) for name, value in tags.items() if value}
-
-
-def _describe(learner: Learner, facts: Mapping[str, Any], model: LoggedModel) -> str:
-    """Write the Markdown that the registry shows of a version."""
-    recipe = learner.recipe
-    made = (
-        f"`{recipe.encoder.name}` encoder of {len(learner.genes):,} genes into "
-        f"{learner.encoder.dim} dimensions, pre-trained with the `{recipe.objective.name}` "
-        "objective"
-    )
-    if "cells" in facts:
-        made += f" on {facts['cells']:,} cells"
-    if "atlas" in facts:
-        made += f" of `{facts['atlas']}`"
-    link = f"#/experiments/{model.experiment_id}/runs/{model.source_run_id}"
-    return f"{made}.\n\n[The run that made it]({link})"
-
-
-def _ensure_registered(api: MlflowClient, name: str) -> None:
-    try:
-        api.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _discard(api: MlflowClient, model: LoggedModel, made: ModelVersion | None) -> None:
-    """Take back what a failed `register` left; what cannot be taken back hides no first error."""
-    with suppress(MlflowException):
-        if made is not None:
-            api.delete_model_version(made.name, made.version)
-    with suppress(MlflowException):
-        api.delete_logged_model(model.model_id)
-    with suppress(MlflowException, OSError):
-        store = get_artifact_repository(model.artifact_location, tracking_uri=tracking_uri())
-        store.delete_artifacts()  # type: ignore[no-untyped-call]

@@ -28,6 +28,7 @@ from cellray.core.errors import CellrayError
 TIMEOUT = 5  # seconds; MLflow's own retries take minutes to give up
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # it reports its use to its makers unless told not to
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for documents
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for eight small files is noise
 }
 MEND = "check the server and MLFLOW_TRACKING_URI, or unset it to use a file in this folder"

@@ -31,9 +31,14 @@ def test_finished_run_keeps_what_it_was_given(store):
 )
 def test_exception_ends_the_run_and_goes_on(store, error, status):
     ids = []
-    with pytest.raises(error, match="the cause"), start() as run_id:
-        ids.append(run_id)
-        raise error("the cause")
+
+    def train():
+        with start() as run_id:
+            ids.append(run_id)
+            raise error("the cause")
+
+    with pytest.raises(error, match="the cause"):
+        train()
     assert client().get_run(ids[0]).info.status == status
 
 
