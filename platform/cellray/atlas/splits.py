@@ -26,6 +26,7 @@ def split_cells(
     split_by
         A column (a donor, a study): its values go to one side or the other as a whole, in random
         order until the fraction is reached. Cells without a value are one group of their own.
+        None holds out one run of cells, from a random place on: the atlas is shuffled.
     seed
         The same arguments and seed give the same split.
 
@@ -52,7 +53,8 @@ def split_cells(
             raise CellrayError(f"{n_cells} cells cannot be split", "set validation to 0")
         size = min(max(round(n_cells * validation), 1), n_cells - 1)
         held = np.zeros(n_cells, bool)
-        held[rng.permutation(n_cells)[:size]] = True
+        # The store is shuffled: a run of it is a random sample, and leaves runs to read around it.
+        held[(rng.integers(n_cells) + np.arange(size)) % n_cells] = True
     else:
         held = _hold_groups(_group_codes(obs, n_cells, split_by), validation, split_by, rng)
     return everything[~held], everything[held]
