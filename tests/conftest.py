@@ -3,9 +3,9 @@
 import logging
 import os
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -64,3 +64,22 @@ def refuse_skip(report: Report) -> Report:
             report.outcome = "failed"
             report.longrepr = f"CI may not skip: {reason}"
     return report
+
+
+@pytest.fixture(scope="session")
+def parse_command() -> Callable[[Sequence[str]], dict[str, Any]]:
+    """Parse the words after ``cellray`` without running them, and give the parameters."""
+    import typer.main
+
+    from cellray.cli import app
+
+    def parse(words: Sequence[str]) -> dict[str, Any]:
+        command, rest = typer.main.get_command(app), list(words)
+        context = None
+        while hasattr(command, "resolve_command"):
+            context = command.make_context(None, [], parent=context, resilient_parsing=True)
+            _, command, rest = command.resolve_command(context, rest)
+        parsed: dict[str, Any] = command.make_context(None, rest, parent=context).params
+        return parsed
+
+    return parse

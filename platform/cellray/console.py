@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -59,7 +59,11 @@ def console(*, as_json: bool) -> Iterator[Console]:
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
-        with os.fdopen(kept, "w", closefd=False) as out, shown_progress() as progress:
+        with (
+            os.fdopen(kept, "w", closefd=False) as out,
+            redirect_stdout(sys.stderr),
+            shown_progress() as progress,
+        ):
             yield Console(out, as_json, progress)
     finally:
         sys.stdout.flush()

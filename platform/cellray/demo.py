@@ -1,13 +1,13 @@
 """The demo: real counts to a registered, evaluated model, one verb after another."""
 
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
+import scanpy
 from scipy.sparse import csr_matrix
 
 from cellray import answers
@@ -123,11 +123,7 @@ def pbmc_counts() -> anndata.AnnData:
     ValueError
         Some value is no count within the rounding: this scanpy carries other data.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scanpy reads a file in anndata's older format
-        import scanpy as sc
-
-        stored = sc.datasets.pbmc68k_reduced()
+    stored = scanpy.datasets.pbmc68k_reduced()
     values = csr_matrix(stored.raw.X).astype(np.float64)
     scale = stored.obs["n_counts"].to_numpy(np.float64) / TARGET_SUM
     scale = np.repeat(scale, np.diff(values.indptr))

@@ -1,12 +1,15 @@
 """The MLflow UI on the configured store, for as long as someone looks at it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -16,6 +19,10 @@ from cellray.core.errors import CellrayError
 from cellray.track.store import client, tracking_uri
 
 HOST = "127.0.0.1"
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # workers for language models' traces
+}
 PATIENCE = 120.0
 """Seconds until a server that has not answered counts as failed."""
 
@@ -56,14 +63,21 @@ def serving(port: int) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     server = subprocess.Popen(
         [sys.executable, "-m", *command, "--backend-store-uri", uri, "--no-serve-artifacts"],
-        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=os.environ | QUIET,
         stdout=sys.stderr,
     )
+    before = signal.signal(signal.SIGTERM, _exit)  # whose default would leave the server behind
     try:
         _wait(url, server)
         yield url, server
     finally:
         _end(server)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    raise SystemExit(128 + number)
 
 
 def _wait(url: str, server: subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,7 +213,10 @@ def ray_cluster() -> Iterator[Cluster]:
         ]
         dashboard = f"http://127.0.0.1:{ports['dashboard-port']}"
         log = Path(folder) / "head.log"
-        with process(command, log, env=os.environ | env | {"RAY_ADDRESS": ""}, grace=30):
+        # Jobs start with a bare `python`, which must be the one that has cellray.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        started = {**os.environ, **env, "PATH": path, "RAY_ADDRESS": ""}
+        with process(command, log, env=started):
             wait_for(f"{dashboard}/api/version", log, token=token.read_text(), seconds=120)
             yield Cluster(dashboard, env)
 
@@ -225,7 +228,6 @@ def process(
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    grace: float = 10,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server as long as the block runs; it and its children end with the block."""
     with log.open("wb") as output:
@@ -235,29 +237,31 @@ def process(
     try:
         yield server
     finally:
-        children = (
-            psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
-        )
-        server.terminate()
-        try:
-            server.wait(grace)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        for child in psutil.wait_procs(children, timeout=grace)[1]:
-            child.kill()
+        if server.poll() is None:
+            end(psutil.Process(server.pid))
+
+
+def end(process: psutil.Process) -> None:
+    """End a process and all that it started."""
+    family = [process, *process.children(recursive=True)]
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.terminate()
+    for member in psutil.wait_procs(family, timeout=5)[1]:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
 
 
 def wait_for(url: str, log: Path, *, token: str | None = None, seconds: float = 30) -> None:
     """Wait until a server answers, or fail with the end of its log."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    end = time.monotonic() + seconds
+    until = time.monotonic() + seconds
     while True:
         try:
             with urlopen(Request(url, headers=headers), timeout=5):
                 return
         except (URLError, OSError) as error:
-            if time.monotonic() > end:
+            if time.monotonic() > until:
                 tail = log.read_text(errors="replace")[-3000:]
                 pytest.fail(f"{url} does not answer: {error}\n{tail}")
         time.sleep(0.1)

@@ -1,5 +1,7 @@
 """Atlases in object storage: what works in a folder works in a bucket, and refusals are clear."""
 
+from urllib.parse import urlsplit
+
 import anndata
 import numpy as np
 import pytest
@@ -20,9 +22,17 @@ def source(tmp_path_factory):
     return path
 
 
-def test_an_atlas_in_a_bucket_equals_the_one_in_a_folder(s3, source, tmp_path):
+@pytest.fixture(scope="module")
+def remote(s3_server, source):
+    """An atlas in a bucket, which no test changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.env.items():
+            patch.setenv(name, value)
+        return ingest([source], f"s3://{s3_server.bucket()}/some/prefix")
+
+
+def test_an_atlas_in_a_bucket_equals_the_one_in_a_folder(s3, remote, source, tmp_path):
     local = ingest([source], tmp_path / "atlas")
-    remote = ingest([source], f"s3://{s3.bucket()}/some/prefix")
     assert remote.digest == local.digest
     for span in (Span(0, 300), Span(17, 18), Span(120, 260)):
         ours, theirs = remote.read(span, obs=["cell_type"]), local.read(span, obs=["cell_type"])
@@ -32,10 +42,10 @@ def test_an_atlas_in_a_bucket_equals_the_one_in_a_folder(s3, source, tmp_path):
         np.testing.assert_array_equal(ours.obs["cell_type"], theirs.obs["cell_type"])
 
 
-def test_describing_reads_sizes_from_the_bucket(s3, source):
-    bucket = s3.bucket()
-    document = describe(ingest([source], f"s3://{bucket}/a"))
-    listed = s3.client.list_objects_v2(Bucket=bucket, Prefix="a/")["Contents"]
+def test_describing_reads_sizes_from_the_bucket(s3, remote):
+    document = describe(remote)
+    bucket = urlsplit(remote.url).netloc
+    listed = s3.client.list_objects_v2(Bucket=bucket)["Contents"]
     assert document["bytes"] == sum(item["Size"] for item in listed)
     assert document["cells"] == 300
 
@@ -74,10 +84,9 @@ def test_an_interrupted_ingest_leaves_nothing_that_opens(s3, source):
         Atlas.open(f"s3://{bucket}/a")
 
 
-def test_a_half_written_atlas_is_named_as_such(s3, source):
+def test_a_half_written_atlas_is_named_as_such(s3):
     bucket = s3.bucket()
-    ingest([source], f"s3://{bucket}/a")
-    s3.client.delete_object(Bucket=bucket, Key="a/zarr.json")
+    s3.client.put_object(Bucket=bucket, Key="a/X/zarr.json", Body=b"{}")
     with pytest.raises(CellrayError, match="half-written"):
         Atlas.open(f"s3://{bucket}/a")
 
@@ -89,12 +98,11 @@ def test_a_bucket_that_does_not_exist_is_named(s3, source):
         ingest([source], "s3://no-such-bucket/a")
 
 
-def test_wrong_credentials_are_named(s3, source, monkeypatch):
+def test_wrong_credentials_are_named(s3, remote, source, monkeypatch):
     bucket = s3.bucket()
-    ingest([source], f"s3://{bucket}/a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(CellrayError, match="credentials") as caught:
-        Atlas.open(f"s3://{bucket}/a")
+        Atlas.open(remote.url)
     assert "AWS_SECRET_ACCESS_KEY" in caught.value.mend
     assert "wrong" not in str(caught.value)
     with pytest.raises(CellrayError, match="credentials"):

@@ -3,7 +3,7 @@
 Shape suffixes: N cells, D embedding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cellray.core.errors import CellrayError
 from cellray.core.seeds import generator
-from cellray.evaluation import figures
+from cellray.evaluation import figures, maps
 from cellray.evaluation.task import Embeddings, Figure, Report, Spec
 from cellray.score.annotation import class_f1, confusion, f1, knn, linear_probe
 from cellray.score.embedding import pca_embedding
@@ -72,30 +73,13 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
             f"{spec.splits} were asked for."
         )
     order, sizes = _abundance(labels)
-    scores, per_class, counts = [], [], np.zeros((len(order), len(order)), np.int64)
-    for number, split in enumerate(splits):
-        for method, classifier, predicted in _predictions(data, labels, split, spec.seed):
-            true = labels[split.test]
-            scores += [
-                (method, classifier, metric, number, value)
-                for metric, value in f1(true, predicted).items()
-            ]
-            if classifier == "knn":
-                per_class += [(method, *item) for item in class_f1(true, predicted).items()]
-                if method == "model":
-                    counts += confusion(true, predicted, labels=order)[1]
+    table, classes, matrix = _score(data, labels, splits, order, spec.seed)
+    classes.insert(1, "cells", sizes)
     notes += _unseen(labels, splits)
     notes.append(
         "PCA axes were fitted on the training cells of each split only, without labels; neither "
         "encoder was fitted to any split."
     )
-    table = pd.DataFrame(scores, columns=["method", "classifier", "metric", "split", "value"])
-    classes = pd.DataFrame({"class": order, "cells": sizes})
-    found = pd.DataFrame(per_class, columns=["method", "class", "f1"])
-    means = found.groupby(["method", "class"])["f1"].mean()
-    for method in METHODS:
-        classes[method] = means[method].reindex(order).to_numpy()
-    matrix = pd.DataFrame(counts, index=order, columns=order)
     drawn = (
         figures.scores_figure(table),
         figures.classes_figure(classes),
@@ -111,6 +95,36 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
         figures=drawn,
         notes=tuple(notes),
     )
+
+
+def _score(
+    data: Embeddings,
+    labels: NDArray[np.str_],
+    splits: Sequence[Split],
+    order: NDArray[np.str_],
+    seed: int,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Give the scores, every class's mean F1 and the confusion counts, as in `Report`."""
+    scores, per_class, counts = [], [], np.zeros((len(order), len(order)), np.int64)
+    # On matrices this small, BLAS threads cost the probe twenty times what they save; and with
+    # one thread the numbers are the same on any number of cores.
+    with threadpool_limits(1, user_api="blas"):
+        for number, split in enumerate(splits):
+            true = labels[split.test]
+            for method, classifier, predicted in _predictions(data, labels, split, seed):
+                values = f1(true, predicted)
+                scores += [(method, classifier, name, number, values[name]) for name in values]
+                if classifier == "knn":
+                    per_class += [(method, *item) for item in class_f1(true, predicted).items()]
+                    if method == "model":
+                        counts += confusion(true, predicted, labels=order)[1]
+    found = pd.DataFrame(per_class, columns=["method", "class", "f1"])
+    means = found.groupby(["method", "class"])["f1"].mean()
+    classes = pd.DataFrame({"class": order})
+    for method in METHODS:
+        classes[method] = means[method].reindex(order).to_numpy()
+    table = pd.DataFrame(scores, columns=["method", "classifier", "metric", "split", "value"])
+    return table, classes, pd.DataFrame(counts, index=order, columns=order)
 
 
 def usable_cells(obs: pd.DataFrame, spec: Spec) -> tuple[Cells, list[str]]:
@@ -230,7 +244,7 @@ def _abundance(labels: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.i
     return names[order], sizes[order].astype(np.int64)
 
 
-def _unseen(labels: NDArray[np.str_], splits: list[Split]) -> list[str]:
+def _unseen(labels: NDArray[np.str_], splits: Sequence[Split]) -> list[str]:
     """Say how many test cells had a label that no training cell had; they count as wrong."""
     unseen = sum(
         np.count_nonzero(~np.isin(labels[split.test], labels[split.train])) for split in splits
@@ -250,7 +264,7 @@ def _protocol(cells: int, classes: int, splits: int, spec: Spec) -> str:
         if spec.split_by is None
         else f"holding out whole values of {spec.split_by}"
     )
-    times = "once" if splits == 1 else f"{splits} times"
+    times = "once" if splits == 1 else f"in {splits} ways"
     return (
         f"{cells:,} cells of {classes} types were split 70/30 {times}, {how} (seed {spec.seed}). "
         f"A {K}-nearest-neighbour classifier and a logistic regression were fitted on the frozen "
@@ -266,14 +280,14 @@ def _maps(
     if len(cells) > UMAP_CELLS:
         rng = generator(spec.seed, "umap")
         cells = np.sort(rng.choice(cells, UMAP_CELLS, replace=False))
-    places = figures.umap(data.frozen["model"][cells], seed=spec.seed)
+    places = maps.umap(data.frozen["model"][cells], seed=spec.seed)
     order = _abundance(labels)[0]
-    yield figures.map_figure(
+    yield maps.map_figure(
         places, labels[cells], order, name="umap_label", column=spec.label, total=len(labels)
     )
     if groups is not None:
         values = groups.astype(np.str_)
-        yield figures.map_figure(
+        yield maps.map_figure(
             places,
             values[cells],
             _abundance(values)[0],

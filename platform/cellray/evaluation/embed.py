@@ -24,6 +24,8 @@ from cellray.learn.learner import Learner
 from cellray.track.models import Resolved, resolve
 
 SLAB = 4096
+CPUS = 0.5
+"""CPUs that an embedder asks of Ray: less than one, so that reads beside it are never starved."""
 
 
 def embed(
@@ -142,11 +144,11 @@ def embed_learners(
         slabs = -(-atlas.n_cells // SLAB)
         embedded = sequential_dataset(atlas, slab=SLAB).map_batches(
             _Embedder,
-            fn_constructor_args=(ray.put(list(learners)), columns, batch, bool(gpus)),
+            fn_constructor_args=(list(learners), columns, batch, bool(gpus)),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(size, slabs)),
-            num_cpus=None if gpus else 1,
+            num_cpus=None if gpus else CPUS,
             num_gpus=1 if gpus else None,
         )
         for table in embedded.iter_batches(batch_size=1, batch_format="pyarrow"):
@@ -173,7 +175,7 @@ class _Embedder:
     Parameters
     ----------
     learners
-        A reference to the list of learners.
+        What to embed with.
     columns
         For each learner the model's column of each gene.
     batch
@@ -184,13 +186,13 @@ class _Embedder:
 
     def __init__(
         self,
-        learners: "ray.ObjectRef[list[Learner]]",
+        learners: Sequence[Learner],
         columns: Sequence[NDArray[np.int64]],
         batch: int,
         gpu: bool,  # noqa: FBT001 - Ray passes positional arguments
     ) -> None:
         self._device = "cuda" if gpu else "cpu"
-        self._learners = [learner.to(self._device) for learner in ray.get(learners)]
+        self._learners = [learner.to(self._device) for learner in learners]
         self._columns = columns
         self._batch = batch
 

@@ -188,7 +188,7 @@ def _write_h5ad(
         names = obs[SOURCE].astype(str) + "-" + obs[ROW].astype(str)
     data = anndata.AnnData(
         X=counts,
-        obs=obs.set_axis(pd.Index(names.to_numpy(object)), axis=0),
+        obs=obs.reset_index().set_axis(pd.Index(names.to_numpy(object)), axis=0),
         var=atlas.var,
         obsm={KEY: z_ND},
         uns={"cellray": origin},

@@ -1,10 +1,9 @@
-"""The report's figures, as SVG that is the same for the same numbers.
+"""The report's charts, as SVG that is the same for the same numbers.
 
-Shape suffixes: N cells, D embedding, C classes.
+Shape suffixes: C classes.
 """
 
 import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +11,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
@@ -43,35 +41,10 @@ _STYLE: dict[Any, Any] = {
     "savefig.facecolor": "none",
     "svg.fonttype": "path",
     "text.color": "#1e293b",
+    "text.parse_math": False,  # a $ in a label is a $
     "xtick.color": "#475569",
     "ytick.color": "#475569",
 }
-
-
-def umap(z_ND: NDArray[np.float32], *, seed: int) -> NDArray[np.float32]:
-    """Lay out an embedding in the plane with UMAP; the same seed gives the same layout.
-
-    Parameters
-    ----------
-    z_ND
-        Shape (N, D), N at least 3.
-    seed
-        UMAP's ``random_state``.
-
-    Returns
-    -------
-    ndarray
-        Shape (N, 2), float32.
-    """
-    with warnings.catch_warnings():
-        # It announces on import that an optional part of it needs TensorFlow.
-        warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
-        from umap.umap_ import UMAP
-    neighbours = min(15, len(z_ND) - 1)
-    start = "spectral" if len(z_ND) > 4 * neighbours else "random"  # a tiny graph has no spectrum
-    layout = UMAP(n_neighbors=neighbours, init=start, random_state=seed, n_jobs=1)
-    places: NDArray[np.float32] = layout.fit_transform(z_ND)
-    return places
 
 
 def scores_figure(scores: pd.DataFrame) -> Figure:
@@ -84,7 +57,7 @@ def scores_figure(scores: pd.DataFrame) -> Figure:
     """
     metrics, classifiers = _distinct(scores["metric"]), _distinct(scores["classifier"])
     methods = _distinct(scores["method"])
-    with _canvas(7.6, 0.9 + 0.34 * len(methods) * len(classifiers)) as canvas:
+    with canvas_of(7.6, 0.9 + 0.34 * len(methods) * len(classifiers)) as canvas:
         row = canvas.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         places = {
             (classifier, method): c * (len(methods) + 0.6) + m
@@ -99,15 +72,16 @@ def scores_figure(scores: pd.DataFrame) -> Figure:
                 axes.plot([0, values.mean()], [place, place], color=colour, lw=7, alpha=0.28)
                 axes.plot(values, [place] * len(values), "o", color=colour, ms=4.5, alpha=0.75)
                 axes.plot(values.mean(), place, "|", color=colour, ms=15, mew=2.4)
-            axes.set(title=METRICS.get(metric, metric), xlim=(0, 1.02))
+            axes.set(title=METRICS.get(metric, metric), xlim=(0, 1.03))
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
             axes.grid(axis="x", color="#e2e8f0")
             axes.tick_params(left=False)
             axes.spines["left"].set_visible(False)
         row[0].set_yticks(
             list(places.values()), [f"{NAMES[m]}, {CLASSIFIERS[c]}" for c, m in places]
         )
-        row[0].invert_yaxis()
-        svg = _svg(canvas, "scores")
+        row[0].set_ylim(max(places.values()) + 0.6, -0.6)
+        svg = svg_of(canvas, "scores")
     return Figure(
         name="scores",
         title="Scores of every split",
@@ -126,22 +100,31 @@ def classes_figure(classes: pd.DataFrame) -> Figure:
         As in `Report.classes`.
     """
     place = np.arange(len(classes))
-    with _canvas(7.6, 1.1 + 0.29 * len(classes)) as canvas:
+    with canvas_of(7.6, 1.1 + 0.29 * len(classes)) as canvas:
         axes = canvas.subplots()
-        axes.barh(place, classes["model"].fillna(0), color=COLOURS["model"], label=NAMES["model"])
-        for method, mark in (("pca", "D"), ("untrained", "o")):
-            values = classes[method]
+        bars = axes.barh(place, classes["model"].fillna(0), color=COLOURS["model"])
+        marks = [
             axes.plot(
-                values, place, mark, color=COLOURS[method], mec="white", ms=7, label=NAMES[method]
-            )
+                classes[name],
+                place,
+                mark,
+                color=COLOURS[name],
+                mec="white",
+                ms=7,
+                label=NAMES[name],
+            )[0]
+            for name, mark in (("pca", "D"), ("untrained", "o"))
+        ]
         names = zip(classes["class"], classes["cells"], strict=True)
-        axes.set_yticks(place, [f"{_short(name)}  ({cells:,})" for name, cells in names])
+        axes.set_yticks(place, [f"{short(name)}  ({cells:,})" for name, cells in names])
         axes.set(xlim=(0, 1.02), ylim=(len(classes) - 0.4, -0.6), xlabel="F1, mean over splits")
         axes.grid(axis="x", color="#e2e8f0")
         axes.set_axisbelow(True)
         axes.tick_params(left=False)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-        svg = _svg(canvas, "classes")
+        axes.legend(
+            [bars, *marks], NAMES.values(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3
+        )
+        svg = svg_of(canvas, "classes")
     return Figure(
         name="classes",
         title="F1 of every class, by abundance",
@@ -165,9 +148,10 @@ def confusion_figure(matrix: pd.DataFrame) -> Figure:
     """
     counts = matrix.to_numpy(dtype=float)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.6 + 0.34 * len(matrix)
-    names = [_short(str(name)) for name in matrix.index]
-    with _canvas(side + 0.8, side) as canvas:
+    few = len(matrix) <= WRITTEN_CLASSES
+    side = 2.6 + (0.34 if few else 0.19) * len(matrix)
+    names = [short(str(name)) for name in matrix.index]
+    with canvas_of(side + 0.8, side) as canvas:
         axes = canvas.subplots()
         image = axes.imshow(share, cmap=_HEAT, vmin=0, vmax=1)
         axes.set_xticks(range(len(names)), names, rotation=50, ha="right", rotation_mode="anchor")
@@ -178,11 +162,12 @@ def confusion_figure(matrix: pd.DataFrame) -> Figure:
         axes.set_yticks(np.arange(len(names) + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="#f1f5f9", lw=0.8)
         axes.tick_params(which="both", length=0)
-        if len(names) <= WRITTEN_CLASSES:
+        axes.tick_params(labelsize=9.5 if few else 7)
+        if few:
             _write_cells(axes, share)
         bar = canvas.colorbar(image, ax=axes, shrink=0.6, label="share of the true class's cells")
         bar.outline.set_visible(False)
-        svg = _svg(canvas, "confusion")
+        svg = svg_of(canvas, "confusion")
     return Figure(
         name="confusion",
         title="What is taken for what",
@@ -191,76 +176,6 @@ def confusion_figure(matrix: pd.DataFrame) -> Figure:
             "classes and sum to 1."
         ),
         alt="Heat map of predictions by true class; confusion.csv holds the counts.",
-        svg=svg,
-    )
-
-
-def map_figure(
-    places: NDArray[np.float32],
-    values: NDArray[np.str_],
-    order: NDArray[np.str_],
-    *,
-    name: str,
-    column: str,
-    total: int,
-) -> Figure:
-    """Draw cells in the plane, coloured by a column.
-
-    Parameters
-    ----------
-    places
-        Shape (N, 2).
-    values
-        The column's value of each cell, shape (N,).
-    order
-        All values, the most abundant first.
-    name
-        The figure's name.
-    column
-        The column's name.
-    total
-        Cells of which the N are a sample.
-    """
-    colours = _palette(len(order))
-    size = float(np.clip(9_000 / len(places), 1.2, 14))
-    code = {value: number for number, value in enumerate(order)}
-    mixed = np.random.default_rng(0).permutation(len(places))  # so that no class hides the others
-    with _canvas(7.6, 5.4) as canvas:
-        axes = canvas.subplots()
-        axes.scatter(
-            places[mixed, 0],
-            places[mixed, 1],
-            c=[colours[code[value]] for value in values[mixed]],
-            s=size,
-            lw=0,
-            alpha=0.8,
-            rasterized=True,
-        )
-        axes.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
-        marks = [
-            axes.plot([], [], "o", ms=6, color=colour, label=_short(value))[0]
-            for colour, value in zip(colours, order, strict=True)
-        ][: 2 * 24]
-        axes.legend(
-            handles=marks,
-            loc="center left",
-            bbox_to_anchor=(1.0, 0.5),
-            ncols=1 if len(marks) <= 24 else 2,
-            title=column,
-            handletextpad=0.2,
-        )
-        svg = _svg(canvas, name)
-    shown = f"{len(places):,} cells"
-    if len(places) < total:
-        shown += f", sampled from {total:,}"
-    return Figure(
-        name=name,
-        title=f"The embedding, coloured by {column}",
-        caption=(
-            f"UMAP of the model's embedding, {shown}. Distances between groups and their sizes "
-            "mean little in a UMAP; the scores above are computed on the embedding itself."
-        ),
-        alt=f"Scatter plot of cells in two dimensions, coloured by {column}.",
         svg=svg,
     )
 
@@ -280,13 +195,13 @@ def _write_cells(axes: Axes, share: NDArray[Any]) -> None:
 
 
 @contextmanager
-def _canvas(width: float, height: float) -> Iterator[Canvas]:
+def canvas_of(width: float, height: float) -> Iterator[Canvas]:
     """Give an empty figure in our style, sizes in inches; no state outlives the block."""
     with mpl.rc_context(_STYLE):
         yield Canvas(figsize=(width, height), layout="constrained")
 
 
-def _svg(canvas: Canvas, name: str) -> str:
+def svg_of(canvas: Canvas, name: str) -> str:
     """Render; ids follow from the name and there is no date, so that equal figures are equal."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
@@ -294,18 +209,10 @@ def _svg(canvas: Canvas, name: str) -> str:
     return buffer.getvalue()
 
 
-def _palette(count: int) -> list[str]:
-    """Give distinct colours: strong ones first, then lighter ones, then a wheel."""
-    if count <= 20:
-        twenty = [to_hex(colour) for colour in colormaps["tab20"].colors]  # type: ignore[attr-defined]
-        return (twenty[::2] + twenty[1::2])[:count]
-    wheel = colormaps["gist_rainbow"](np.linspace(0, 1, count))
-    return [to_hex(wheel[(7 * i) % count if count % 7 else i]) for i in range(count)]
-
-
 def _distinct(values: "pd.Series[Any]") -> list[str]:
     return [str(value) for value in values.unique()]
 
 
-def _short(name: str, limit: int = 34) -> str:
+def short(name: str, limit: int = 34) -> str:
+    """Cut a long name."""
     return name if len(name) <= limit else f"{name[: limit - 1]}…"

@@ -16,6 +16,7 @@ from cellray.evaluation.export import whole_file
 from cellray.evaluation.figures import CLASSIFIERS, METRICS, NAMES
 from cellray.evaluation.task import Report
 
+MINUS = "\N{MINUS SIGN}"
 TITLES = {"annotation": "Cell-type annotation"}
 
 
@@ -30,6 +31,7 @@ def report_files(report: Report) -> dict[str, str]:
         ``figures/NAME.svg``.
     """
     document = report.document()
+    del document["folder"], document["run_id"]  # a file says where it is by being there
     written = {
         "report.html": render(report),
         "metrics.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
@@ -106,7 +108,7 @@ def _tiles(report: Report) -> list[dict[str, str]]:
             tiles.append(
                 {
                     "name": f"against {NAMES[method]}",
-                    "value": f"{apart.mean():+.3f}",
+                    "value": f"{apart.mean():+.3f}".replace("-", MINUS),
                     "spread": "",
                     "more": f"higher on {int((apart > 0).sum())} of {len(apart)} splits",
                 }
@@ -157,26 +159,29 @@ def _classes(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _listed(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Lay out the facts for people."""
+def _listed(facts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Lay out the facts for people: names, and a few lines each."""
     return [
-        ("Model", f"{facts['model']}, training run {facts['training_run']}"),
+        ("Model", [facts["model"], f"training run {facts['training_run']}"]),
         (
             "Encoder",
-            f"{facts['parameters']:,} parameters, {facts['dimensions']} dimensions, "
-            f"{facts['genes']:,} genes; objective {facts['objective']}",
+            [
+                f"{facts['parameters']:,} parameters, {facts['dimensions']} dimensions, "
+                f"{facts['genes']:,} genes",
+                f"objective {facts['objective']}, seed {facts['training_seed']}, commit "
+                f"{facts['git_commit'] or 'unknown'}",
+            ],
         ),
-        ("Weights", f"SHA-256 {facts['weights_sha256']}"),
-        (
-            "Pre-trained on",
-            f"{facts['trained_on']}, digest {facts['trained_on_digest']}, seed "
-            f"{facts['training_seed']}, commit {facts['git_commit'] or 'unknown'}",
-        ),
+        ("Weights", [f"SHA-256 {facts['weights_sha256']}"]),
+        ("Pre-trained on", [facts["trained_on"], f"digest {facts['trained_on_digest']}"]),
         (
             "Evaluated on",
-            f"{facts['atlas']}, digest {facts['atlas_digest']}: {facts['atlas_cells']:,} cells, "
-            f"{facts['atlas_genes']:,} genes",
+            [
+                facts["atlas"],
+                f"digest {facts['atlas_digest']}",
+                f"{facts['atlas_cells']:,} cells, {facts['atlas_genes']:,} genes",
+            ],
         ),
-        ("Genes of the model found", f"{facts['genes_matched']:.1%}"),
-        ("Seed of the splits", str(facts["split_seed"])),
+        ("Genes", [f"{facts['genes_matched']:.1%} of the model's are in the atlas"]),
+        ("Splits", [f"seed {facts['split_seed']}"]),
     ]

@@ -155,7 +155,7 @@ class Report:
         }
 
     def document(self) -> dict[str, Any]:
-        """Give all but the figures as plain values, for JSON."""
+        """Give all but the figures as plain values and a path."""
         return {
             "task": self.task,
             "protocol": self.protocol,
@@ -166,11 +166,9 @@ class Report:
             .to_dict("records"),
             "notes": list(self.notes),
             "facts": dict(self.facts),
+            "folder": self.folder,
+            "run_id": self.run_id,
         }
-
-    def __str__(self) -> str:
-        table = self.table.to_string(index=False, float_format="{:.4f}".format)
-        return "\n".join([self.protocol, "", table, "", *self.notes])
 
 
 Task = Callable[[Embeddings, Spec], Report]

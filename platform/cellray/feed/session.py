@@ -2,12 +2,19 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import ray
 
 from cellray.core.errors import CellrayError
+
+# What Ray says at every start, though nothing is wrong. Its other warnings stay.
+_CHATTER = {
+    "ray.data._internal.progress": "Progress bars disabled",
+    "ray._private.authentication.authentication_token_setup": "Token authentication is enabled",
+}
 
 MIN_CPUS = 2  # one for a train worker's fraction, one for the reads beside it
 OBJECT_STORE = 1 << 30
@@ -30,6 +37,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _hush()
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address and address != "local":
@@ -48,7 +56,19 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             f"cannot reach Ray at {address or 'this machine'}: {str(error).splitlines()[0]}",
             "check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run in this process",
         ) from error
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@cache
+def _hush() -> None:
+    """Drop Ray's chatter, once a process."""
+
+    def unlike(words: str) -> Callable[[logging.LogRecord], bool]:
+        return lambda record: words not in record.getMessage()
+
+    for name, words in _CHATTER.items():
+        logging.getLogger(name).addFilter(unlike(words))

@@ -147,6 +147,7 @@ def pretrain(
     CellrayError
         The recipe, the atlas or a server cannot be used.
     """
+    models.check_name(name)
     opened = Atlas.open(atlas)
     setup = prepare(recipe, opened)
     storage = normalise(storage or Path.cwd() / ".cellray" / "runs")

@@ -1,0 +1,255 @@
+"""Evaluating and embedding for real: a registered model, an atlas, Ray Data, MLflow."""
+
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+
+from cellray.atlas.simulate import Simulation, simulate_anndata
+from cellray.atlas.write import ingest
+from cellray.core.errors import CellrayError
+from cellray.core.recipe import Recipe
+from cellray.core.types import Span
+from cellray.evaluation.embed import embed, embed_atlas, embed_learners
+from cellray.evaluation.run import evaluate, sample_cells
+from cellray.learn.batch import Batch
+from cellray.learn.embed import embed_matrix
+from cellray.learn.learner import Learner
+from cellray.learn.optim import make_optimizer
+from cellray.track import models, runs
+from cellray.track.store import client
+
+RECIPE = Recipe.of(
+    {
+        "encoder": {"name": "mlp", "widths": [32], "dim": 8, "dropout": 0.0},
+        "objective": {"name": "masked", "widths": [32]},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two files of cells, together more than two slabs."""
+    folder = tmp_path_factory.mktemp("files")
+    settings = Simulation(n_cells=9_000, n_genes=120, n_types=4, n_donors=5, seed=3)
+    data = simulate_anndata(settings)
+    data.obs_names = [f"cell{number}" for number in range(len(data))]
+    paths = [folder / "first.h5ad", folder / "second.h5ad"]
+    data[:5_500].copy().write_h5ad(paths[0])
+    data[5_500:].copy().write_h5ad(paths[1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def atlas(files):
+    return ingest(files, files[0].parent / "cells.zarr")
+
+
+def register(learner, atlas, name):
+    with runs.run(experiment="cellray", run_name=name, params={}, tags={}) as run_id:
+        facts = {"atlas": atlas.url, "atlas_digest": atlas.digest, "cells": 1, "seed": 0}
+        version = models.register(learner, run_id=run_id, name=name, facts=facts, metrics={})
+    return f"models:/{name}/{version}"
+
+
+def trained(atlas, *, steps=150):
+    """A learner that has seen some batches: better than chance, and quick to make."""
+    learner = Learner.of(RECIPE, atlas.genes.tolist())
+    optimizer = make_optimizer(learner, RECIPE.optim)
+    batch = Batch.of(atlas.read(Span(0, min(atlas.n_cells, 512))))
+    counts, totals = batch.dense(), batch.totals()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for step in range(steps):
+            optimizer.zero_grad()
+            learner(counts, totals, batch.cells_B, step)["loss"].backward()
+            optimizer.step()
+    return learner
+
+
+@pytest.fixture(scope="module", autouse=True)
+def work(tmp_path_factory):
+    """A working folder of its own, with its own MLflow store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("work"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(atlas, work):
+    return register(trained(atlas), atlas, "cells")
+
+
+@pytest.fixture(scope="module")
+def z(model, atlas, ray_local):
+    return embed_atlas(model, atlas)
+
+
+@pytest.fixture(scope="module")
+def report(model, atlas, ray_local):
+    return evaluate(model, atlas.url, label="cell_type", max_cells=600)
+
+
+def test_embeddings_come_in_stored_order(z, model, atlas):
+    counts = atlas.read(Span(0, atlas.n_cells)).to_scipy()
+    expected = embed_matrix(models.resolve(model).learner, counts, atlas.genes)
+    assert z.shape == (9_000, 8)
+    np.testing.assert_allclose(z, expected, atol=1e-5)
+
+
+def test_embeddings_do_not_depend_on_the_number_of_workers(z, model, atlas):
+    learner = models.resolve(model).learner
+    (two,) = embed_learners([learner], atlas, workers=2)
+    np.testing.assert_array_equal(two, z)
+    (other_batch,) = embed_learners([learner], atlas, batch=100)
+    np.testing.assert_allclose(other_batch, z, atol=1e-5)
+
+
+def test_embed_counts_its_cells(model, atlas, ray_local):
+    seen = []
+    embed_atlas(model, atlas, progress=lambda *state: seen.append(state))
+    assert [stage for stage, _, _ in seen] == ["embed"] * 3
+    assert seen[-1][1:] == (9_000, 9_000)
+
+
+@pytest.fixture(scope="module")
+def original(files):
+    return anndata.concat([anndata.read_h5ad(path) for path in files], join="inner")
+
+
+def test_parquet_holds_the_cells_in_the_order_of_the_files(z, model, atlas, original, tmp_path):
+    assert embed(model, atlas.url, str(tmp_path / "out" / "z.parquet")) == (9_000, 8)
+    table = pd.read_parquet(tmp_path / "out" / "z.parquet")
+    assert table["cellray_name"].tolist() == original.obs_names.tolist()
+    assert table["cellray_source"].tolist() == ["first"] * 5_500 + ["second"] * 3_500
+    assert table["cell_type"].astype(str).tolist() == original.obs["cell_type"].tolist()
+    columns = [f"z{number}" for number in range(8)]
+    np.testing.assert_array_equal(table[columns].to_numpy(), z[table.index])
+    learner = models.resolve(model).learner
+    expected = embed_matrix(learner, csr_matrix(original.X), original.var_names.tolist())
+    np.testing.assert_allclose(table[columns].to_numpy(), expected, atol=1e-5)
+
+
+def test_h5ad_holds_the_files_cells_and_their_embeddings(z, model, atlas, original, tmp_path):
+    embed(model, atlas.url, tmp_path / "z.h5ad")
+    data = anndata.read_h5ad(tmp_path / "z.h5ad")
+    assert data.obs_names.tolist() == original.obs_names.tolist()
+    assert data.X.dtype == np.float32
+    assert (csr_matrix(data.X) != csr_matrix(original[:, data.var_names].X)).nnz == 0
+    np.testing.assert_array_equal(data.obsm["X_cellray"], z[data.obs["cellray_cell"]])
+    assert data.uns["cellray"]["model"] == model
+
+
+def test_evaluate_scores_a_trained_model_above_the_untrained_encoder(report):
+    assert report.metrics["model/knn/macro_f1"] > report.metrics["untrained/knn/macro_f1"]
+    assert report.scores["split"].nunique() == 5
+    assert any("600 cells, sampled at random from 9,000" in note for note in report.notes)
+    assert any("pre-trained on this very atlas" in note for note in report.notes)
+
+
+def test_evaluate_scores_the_cells_that_it_says(report, z, atlas):
+    labels = atlas.obs(["cell_type"])["cell_type"].astype(str).to_numpy()
+    cells = sample_cells(9_000, 600, seed=0)
+    sizes = pd.Series(labels[cells]).value_counts()
+    assert dict(zip(report.classes["class"], report.classes["cells"], strict=True)) == dict(sizes)
+
+
+def test_evaluating_twice_gives_the_same_numbers(report, model, atlas, tmp_path):
+    again = evaluate(model, atlas.url, label="cell_type", max_cells=600, out=tmp_path / "again")
+    assert again.metrics == report.metrics
+    pd.testing.assert_frame_equal(again.scores, report.scores)
+    pages = [(each.folder / "report.html").read_text() for each in (report, again)]
+    assert pages[0] == pages[1]
+
+
+def test_the_report_lies_on_disk_and_in_mlflow_tied_to_the_model(report, model, work):
+    assert report.folder.parts[-3:] == (".cellray", "reports", "cells-v1-annotation")
+    assert json.loads((report.folder / "metrics.json").read_text())["metrics"] == report.metrics
+    api = client()
+    run = api.get_run(report.run_id)
+    assert run.info.status == "FINISHED"
+    logged = {item.path for item in api.list_artifacts(report.run_id)}
+    assert {"report.html", "table.csv", "metrics.json", "figures"} <= logged
+    shown = models.resolve(model)
+    tied = api.get_logged_model(shown.model_id).metrics
+    assert report.metrics["model/knn/macro_f1"] in [metric.value for metric in tied]
+
+
+def test_a_model_of_another_atlas_and_fewer_genes_is_said_to_be_one(atlas, files, ray_local):
+    learner = Learner.of(RECIPE, [*atlas.genes[:60].tolist(), "not", "measured"])
+    with runs.run(experiment="cellray", run_name="other", params={}, tags={}) as run_id:
+        facts = {"atlas": "elsewhere", "atlas_digest": "00", "cells": 1, "seed": 0}
+        models.register(learner, run_id=run_id, name="other", facts=facts, metrics={})
+    found = evaluate(
+        "models:/other", atlas.url, label="cell_type", split_by="donor", seeds=2, max_cells=300
+    )
+    assert any("pre-trained on another atlas" in note for note in found.notes)
+    assert any("96.8% of the model's genes" in note for note in found.notes)
+    assert not found.facts["seen_in_pretraining"]
+    assert found.facts["command"].endswith("--label cell_type --split-by donor --seeds 2")
+    # Untrained and registered as it is: model and baseline are the same encoder.
+    assert found.metrics["model/knn/macro_f1"] == found.metrics["untrained/knn/macro_f1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "anotation"}, "did you mean 'annotation'"),
+        ({"label": "cell_typ"}, "did you mean 'cell_type'"),
+        ({"split_by": "donors"}, "did you mean 'donor'"),
+        ({"seeds": 0}, "0 splits"),
+        ({"model": "models:/sells"}, "cells"),
+        ({"atlas": "/nowhere"}, "no atlas at /nowhere"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_embedded(model, atlas, tmp_path, change, message):
+    arguments = {"model": model, "atlas": atlas.url, "label": "cell_type"} | change
+    out = tmp_path / "out"
+    with pytest.raises(CellrayError, match=message):
+        evaluate(
+            arguments.pop("model"),
+            arguments.pop("atlas"),
+            **arguments,
+            out=out,
+            progress=lambda *_: pytest.fail("it began to embed"),
+        )
+    assert not out.exists()
+
+
+def test_genes_of_another_kind_are_refused_with_both_names(atlas):
+    learner = Learner.of(RECIPE, ["ENSG01", "ENSG02"])
+    with pytest.raises(CellrayError, match=r"no gene in common.*ENSG01"):
+        embed_learners([learner], atlas)
+
+
+def test_a_model_that_diverged_is_refused(atlas, ray_local, tmp_path):
+    learner = Learner.of(RECIPE, atlas.genes.tolist())
+    with torch.no_grad():
+        next(learner.encoder.parameters()).fill_(float("nan"))
+    with pytest.raises(CellrayError, match="NaN or infinite"):
+        embed_learners([learner], atlas)
+
+
+def test_embed_refuses_a_file_before_it_begins(model, atlas, tmp_path):
+    with pytest.raises(CellrayError, match=r"name it \.parquet or \.h5ad"):
+        embed("models:/nothing", "/nowhere", tmp_path / "z.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_kang_with_held_out_donors(shared_data, tmp_path, ray_local):
+    data = anndata.read_h5ad(shared_data / "kang_pbmc_ifn_1556.h5ad")
+    data.obs["donor"] = data.obs["sample"].astype(str).str.extract(r"(\d+)")[0].astype("category")
+    data.write_h5ad(tmp_path / "kang.h5ad")
+    kang = ingest([tmp_path / "kang.h5ad"], tmp_path / "kang.zarr")
+    found = evaluate(
+        register(trained(kang), kang, "kang"), kang.url, label="cell_type", split_by="donor"
+    )
+    assert found.scores["split"].nunique() == 2
+    assert found.metrics["pca/knn/micro_f1"] > 0.8
+    assert found.metrics["model/knn/macro_f1"] > 0.2  # the largest class alone gives 0.12
+    assert [figure.name for figure in found.figures][-1] == "umap_split"

@@ -1,0 +1,242 @@
+"""The command line: help, answers, errors, exit codes."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from cellray.atlas.describe import describe
+from cellray.atlas.simulate import Simulation, simulate_anndata
+from cellray.atlas.store import Atlas
+from cellray.cli import app, main, user_error
+from cellray.core.errors import CellrayError
+from cellray.core.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands(command=None, path=()):
+    """Give the words and the command of every verb."""
+    command = command or typer.main.get_command(app)
+    if not hasattr(command, "commands"):
+        return [(path, command)]
+    return [
+        found
+        for name, child in command.commands.items()
+        for found in commands(child, (*path, name))
+    ]
+
+
+VERBS = {" ".join(path): command for path, command in commands()}
+
+
+@pytest.fixture(scope="module")
+def h5ad(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "cells.h5ad"
+    simulate_anndata(Simulation(n_cells=120, n_genes=60, seed=1)).write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def atlas(h5ad, tmp_path_factory):
+    url = tmp_path_factory.mktemp("cli") / "atlas"
+    assert main(["ingest", str(h5ad), "--out", str(url)]) == 0
+    return str(url)
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """An empty working folder, and no servers configured."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_the_verbs_are_those_of_the_house():
+    wanted = "ingest inspect pretrain evaluate embed ui demo models\\ list models\\ show models\\ "
+    assert set(VERBS) >= set(shlex.split(f"{wanted}promote"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_explains_every_option_and_takes_json(verb):
+    command = VERBS[verb]
+    assert command.help
+    names = {name for parameter in command.params for name in parameter.opts}
+    assert "--json" in names
+    assert [p.name for p in command.params if not getattr(p, "help", None)] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_in_the_help_parse(verb, parse_command):
+    lines = re.findall(r"^  cellray (.*)$", VERBS[verb].epilog or "", re.MULTILINE)
+    assert lines
+    for line in lines:
+        assert line.startswith(f"{verb}")
+        parse_command(shlex.split(line))
+
+
+def test_nothing_shows_help(capfd):
+    assert main([]) == 0
+    assert "ingest" in capfd.readouterr().out
+
+
+def test_version(capfd):
+    from cellray import __version__
+
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out == f"cellray {__version__}\n"
+
+
+def test_ingest_answers_with_what_it_wrote(h5ad, tmp_path, capfd):
+    words = ["ingest", str(h5ad), "--out", str(tmp_path / "a"), "--seed", "5", "--json"]
+    assert main([*words, "--obs", "cell_type, donor"]) == 0
+    out, err = capfd.readouterr()
+    document = json.loads(out)
+    assert document.pop("seconds") > 0
+    written = Atlas.open(str(tmp_path / "a"))
+    assert document == json.loads(json.dumps(describe(written)))
+    assert document["seed"] == 5
+    assert {"cell_type", "donor"} <= set(written.obs_columns)
+    assert "batch" not in written.obs_columns
+    assert re.search(r"write 120/120 100%", err)
+
+
+def test_inspect_for_people_and_for_programs(atlas, capfd):
+    assert main(["inspect", atlas]) == 0
+    text = capfd.readouterr().out
+    document = describe(Atlas.open(atlas))
+    for words in (document["digest"], "120, shuffled", "stored as uint16", "cell_type", "donor"):
+        assert words in text
+    assert main(["inspect", atlas, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == json.loads(json.dumps(document))
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_a_users_error_is_one_line_and_exit_2(flag, tmp_path, capfd):
+    assert main(["inspect", str(tmp_path / "nothing"), *flag]) == 2
+    out, err = capfd.readouterr()
+    assert re.fullmatch(r"error: no atlas at .*nothing.*; check the path\n", err)
+    if flag:
+        document = json.loads(out)
+        assert list(document) == ["error", "mend"]
+        assert err == f"error: {document['error']}; {document['mend']}\n"
+    else:
+        assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ingst"], "'ingst'.*ingest.*cellray --help"),
+        (["ingest"], "Missing.*cellray ingest --help"),
+        (["inspect", "a", "--nonsense"], "--nonsense.*cellray inspect --help"),
+        (["pretrain", "--atlas", "a", "--name", "b", "--strategy", "x"], "strategy.*'ddp', 'fsdp'"),
+        (["models"], "cellray models --help"),
+        (["ui", "--port", "0"], "port"),
+        (["demo", "--label", "cell_type"], "--h5ad and --label go together"),
+        (["models", "promote", "m"], "which version of 'm'"),
+        (["models", "show", "m"], "no registered model 'm'"),
+        (["evaluate", "nonsense", "--atlas", "{atlas}", "--label", "cell_type"], "no model URI"),
+        (["evaluate", "models:/m/1", "--atlas", "{atlas}", "--label", "celltype"], "'cell_type'"),
+        (["pretrain", "--atlas", "{atlas}", "--name", "m", "--set", "trian.epochs=1"], "'train"),
+        (["pretrain", "--atlas", "{atlas}", "--name", "m", "--recipe", "no.yaml"], "no.yaml"),
+        (["ingest", "no.h5ad", "--out", "a"], "no.h5ad"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_named_in_one_line(words, said, alone, atlas, capfd):
+    words = [word.format(atlas=atlas) for word in words]
+    assert main(words) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert re.match(f"error: .*{said}", line)
+
+
+def test_a_refused_recipe_leaves_nothing_behind(alone, atlas):
+    assert main(["pretrain", "--atlas", atlas, "--name", "m", "--set", "optim.lr=-1"]) == 2
+    assert list(alone.iterdir()) == []
+
+
+def test_a_bug_shows_its_traceback_and_exits_1(monkeypatch, capfd):
+    def fail(url):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Atlas, "open", fail)
+    assert main(["inspect", "a", "--json"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" in err
+    assert "ZeroDivisionError" in err
+
+
+def test_ctrl_c_exits_130_in_one_line(monkeypatch, capfd):
+    def interrupt(url):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Atlas, "open", interrupt)
+    assert main(["inspect", "a"]) == 130
+    assert capfd.readouterr().err == "interrupted\n"
+
+
+def test_the_users_error_is_found_in_rays_wrappings(ray_local):
+    import ray
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    @ray.remote
+    def fail():
+        raise CellrayError("what", "mend")
+
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(fail.remote())
+    original = CellrayError("what", "mend")
+    for error in (
+        caught.value,
+        WorkerGroupError("text", {0: ValueError(), 1: original}),
+        ControllerError(caught.value),
+    ):
+        found = user_error(error)
+        assert found is not None
+        assert (found.what, found.mend) == ("what", "mend")
+    assert user_error(ValueError("a bug")) is None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_configs_are_recipes_that_can_be_trained(path):
+    from cellray.learn.learner import check_recipe
+
+    check_recipe(Recipe.load(path))
+
+
+def test_the_config_of_the_default_method_is_the_default():
+    from cellray.core.parts import check_part
+    from cellray.objectives.table import OBJECTIVES
+
+    config = Recipe.load(ROOT / "configs" / "pretrain" / "masked.yaml")
+    for section in ("data", "optim", "train"):
+        assert getattr(config, section) == getattr(Recipe(), section)
+    for recipe in (config, Recipe()):
+        assert check_part("objective", OBJECTIVES, recipe.objective)["widths"] == (
+            256,
+            256,
+            512,
+            512,
+        )
+
+
+TEXTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_in_texts_parse(path, parse_command):
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
+    lines = re.findall(r"(?:bin/|^)cellray +([^#\n]+)", text, re.MULTILINE)
+    lines += re.findall(r"python +jobs/(\w+)\.py( [^#\n]+)", text)
+    assert lines or path.name != "README.md"
+    for line in lines:
+        parse_command(shlex.split("".join(line)))
