@@ -8,7 +8,7 @@ MAKE_VENV = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("c
   || { $(PYTHON) -m venv --clear --without-pip $(1) && $(PYTHON) -m pip --python $(1)/bin/python install pip; }; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test test-slow test-all bench-indices clean
+.PHONY: help install demo lint format test test-slow test-all bench-bladder bench-indices clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,11 @@ test-slow: .venv/.installed .venv-s3/.installed  ## the long matrices
 	$(BIN)/pytest -m slow
 
 test-all: test test-slow  ## both
+
+DATA ?= ../shared/data
+
+bench-bladder: .venv/.installed  ## pre-train on real counts, score beside the baselines
+	$(BIN)/python tests/benchmarks/bladder.py $(DATA)/mouse_bladder_2100.h5ad
 
 bench-indices: .venv/.installed  ## time reads by how gene indices are stored
 	$(BIN)/python tests/benchmarks/index_storage.py

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 from urllib.error import URLError
@@ -99,6 +99,9 @@ def _end(server: subprocess.Popen[bytes]) -> None:
     except psutil.NoSuchProcess:
         return
     for process in family:
-        process.terminate()
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
     for process in psutil.wait_procs(family, timeout=10)[1]:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    server.wait()

@@ -239,6 +239,7 @@ def process(
     finally:
         if server.poll() is None:
             end(psutil.Process(server.pid))
+        server.wait()
 
 
 def end(process: psutil.Process) -> None:

@@ -15,7 +15,8 @@ from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.types import Span
 from cellray.evaluation.embed import embed, embed_atlas, embed_learners
-from cellray.evaluation.run import evaluate, sample_cells
+from cellray.evaluation.run import evaluate
+from cellray.evaluation.task import sample_cells
 from cellray.learn.batch import Batch
 from cellray.learn.embed import embed_matrix
 from cellray.learn.learner import Learner
@@ -154,7 +155,7 @@ def test_evaluate_scores_a_trained_model_above_the_untrained_encoder(report):
 
 def test_evaluate_scores_the_cells_that_it_says(report, z, atlas):
     labels = atlas.obs(["cell_type"])["cell_type"].astype(str).to_numpy()
-    cells = sample_cells(9_000, 600, seed=0)
+    cells = sample_cells(9_000, 600, 0, "evaluation cells")
     sizes = pd.Series(labels[cells]).value_counts()
     assert dict(zip(report.classes["class"], report.classes["cells"], strict=True)) == dict(sizes)
 

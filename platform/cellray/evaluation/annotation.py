@@ -3,8 +3,9 @@
 Shape suffixes: N cells, D embedding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,8 @@ from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cellray.core.errors import CellrayError
-from cellray.core.seeds import generator
 from cellray.evaluation import figures, maps
-from cellray.evaluation.task import Embeddings, Figure, Report, Spec
+from cellray.evaluation.task import Embeddings, Figure, Report, Spec, sample_cells
 from cellray.score.annotation import class_f1, confusion, f1, knn, linear_probe
 from cellray.score.embedding import pca_embedding
 
@@ -28,7 +28,10 @@ DRAWS = 50
 """Draws a wanted split, in the search for splits that hold out different groups."""
 
 METHODS = ("model", "pca", "untrained")
-CLASSIFIERS = {"knn": knn, "probe": linear_probe}
+CLASSIFIERS: Mapping[str, Callable[..., NDArray[Any]]] = {
+    "knn": partial(knn, k=K),
+    "probe": linear_probe,
+}
 
 Cells = NDArray[np.int64]
 
@@ -276,10 +279,7 @@ def _maps(
     data: Embeddings, labels: NDArray[np.str_], groups: NDArray[Any] | None, spec: Spec
 ) -> Iterator[Figure]:
     """Draw the model's embedding in the plane, coloured by label and by group."""
-    cells = np.arange(len(labels))
-    if len(cells) > UMAP_CELLS:
-        rng = generator(spec.seed, "umap")
-        cells = np.sort(rng.choice(cells, UMAP_CELLS, replace=False))
+    cells = sample_cells(len(labels), UMAP_CELLS, spec.seed, "umap")
     places = maps.umap(data.frozen["model"][cells], seed=spec.seed)
     order = _abundance(labels)[0]
     yield maps.map_figure(

@@ -7,18 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError, suggest
-from cellray.core.seeds import generator
 from cellray.core.types import Progress
 from cellray.evaluation.embed import embed_learners
 from cellray.evaluation.export import check_folder
 from cellray.evaluation.report import report_files, write_files
 from cellray.evaluation.table import TASKS
-from cellray.evaluation.task import Embeddings, Report, Spec
+from cellray.evaluation.task import Embeddings, Report, Spec, sample_cells
 from cellray.learn.embed import gene_columns, matched_share
 from cellray.learn.learner import Learner
 from cellray.track.models import Resolved, log_evaluation, resolve
@@ -93,7 +89,7 @@ def evaluate(
     model_ND, untrained_ND = embed_learners(
         [resolved.learner, untrained], opened, progress=progress
     )
-    cells = sample_cells(opened.n_cells, max_cells, seed)
+    cells = sample_cells(opened.n_cells, max_cells, seed, "evaluation cells")
     embeddings = Embeddings(
         frozen={"model": model_ND[cells], "untrained": untrained_ND[cells]},
         counts=opened.read_cells(cells).to_scipy(),
@@ -123,14 +119,6 @@ def evaluate(
             task=task,
         )
     return replace(report, run_id=run_id)
-
-
-def sample_cells(n_cells: int, at_most: int, seed: int) -> NDArray[np.int64]:
-    """Give all cells, or a random sample of `at_most`, sorted."""
-    if n_cells <= at_most:
-        return np.arange(n_cells, dtype=np.int64)
-    chosen = generator(seed, "evaluation cells").choice(n_cells, at_most, replace=False)
-    return np.sort(chosen).astype(np.int64)
 
 
 def _params(spec: Spec) -> dict[str, str]:

@@ -13,6 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from cellray.core.seeds import generator
+
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
@@ -172,3 +174,11 @@ class Report:
 
 
 Task = Callable[[Embeddings, Spec], Report]
+
+
+def sample_cells(n_cells: int, at_most: int, seed: int, purpose: str) -> NDArray[np.int64]:
+    """Give all cells, or a random sample of `at_most` for this purpose; sorted, int64."""
+    if n_cells <= at_most:
+        return np.arange(n_cells, dtype=np.int64)
+    chosen = generator(seed, purpose).choice(n_cells, at_most, replace=False)
+    return np.sort(chosen).astype(np.int64)

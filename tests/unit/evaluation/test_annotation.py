@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -98,6 +99,22 @@ def test_scores_equal_scikit_learn_on_the_same_splits(cells, method, fixture, re
         ours = values_of(found, method=method, classifier=classifier, metric=metric)
         # The probe's penalty depends a little on how embeddings are scaled; kNN has no freedom.
         np.testing.assert_allclose(ours, values, atol=1e-9 if classifier == "knn" else 0.05)
+
+
+def test_pca_never_sees_the_test_cells(cells):
+    noise = np.random.default_rng(2).poisson(1.5, cells.counts.shape)
+    noisy = replace(cells, counts=csr_matrix(noise))
+    labels = cells.obs["cell_type"].to_numpy(str)
+    logs = np.log1p(noise / noise.sum(axis=1, keepdims=True) * 10_000).astype(np.float32)
+    scores = {"train": [], "all": []}
+    for split in make_splits(labels, None, SPEC):
+        for name, fitted in (("train", logs[split.train]), ("all", logs)):
+            z = TruncatedSVD(50, random_state=0).fit(csr_matrix(fitted)).transform(logs)
+            near = KNeighborsClassifier(5).fit(z[split.train], labels[split.train])
+            scores[name].append(np.mean(near.predict(z[split.test]) == labels[split.test]))
+    ours = values_of(annotation(noisy, SPEC), method="pca", classifier="knn", metric="micro_f1")
+    np.testing.assert_allclose(ours, scores["train"], atol=0.02)  # near ties fall either way
+    assert np.abs(np.subtract(ours, scores["all"])).max() > 0.02
 
 
 def test_the_table_holds_mean_and_standard_deviation_over_splits(report):
