@@ -8,6 +8,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import settings
+
+# Threads that wait for each other on a busy machine cost twenty times what they save on small
+# matrices; the processes that tests start inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("cellray", deadline=None)
+settings.load_profile("cellray")
 
 ROOT = Path(__file__).parents[1]
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)

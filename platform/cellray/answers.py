@@ -84,7 +84,7 @@ def model_text(document: Mapping[str, Any]) -> str:
 
 def demo_text(done: Mapping[str, Any]) -> str:
     """Say how the demo went, and where to look."""
-    words = {"model": "masked model", "pca": "PCA", "untrained": "untrained encoder"}
+    words = {"model": "masked model", "pca_all": "PCA", "untrained": "untrained encoder"}
     scores = ", ".join(f"{words[name]} {value:.3f}" for name, value in done["scores"].items())
     where = {"report": done["report"]}
     if done["passed"]:

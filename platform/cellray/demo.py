@@ -85,7 +85,7 @@ def run(
         )
         scores = {
             method: report.metrics[f"{method}/knn/macro_f1"]
-            for method in ("model", "pca", "untrained")
+            for method in ("model", "pca_all", "untrained")
         }
         passed = scores["model"] > scores["untrained"]
         done = {

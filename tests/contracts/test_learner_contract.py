@@ -90,11 +90,11 @@ def test_gradients_reach_every_parameter(objective, encoder):
 def test_it_learns(objective, encoder):
     learner = make(objective, encoder)
     optimizer = make_optimizer(learner, learner.recipe.optim)
-    schedule = make_schedule(optimizer, learner.recipe.optim, 60)
+    schedule = make_schedule(optimizer, learner.recipe.optim, 120)
     x, totals, cells, _ = arguments(simulate())
     before = learner.eval()(x, totals, cells, 1000)["loss"].item()
     learner.train()
-    for epoch in range(60):
+    for epoch in range(120):
         optimizer.zero_grad()
         learner(x, totals, cells, epoch)["loss"].backward()
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)

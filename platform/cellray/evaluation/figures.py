@@ -18,8 +18,13 @@ from numpy.typing import NDArray
 
 from cellray.evaluation.task import Figure
 
-COLOURS = {"model": "#0f766e", "pca": "#d97706", "untrained": "#94a3b8"}
-NAMES = {"model": "model", "pca": "PCA (50)", "untrained": "untrained encoder"}
+COLOURS = {"model": "#0f766e", "pca_all": "#b45309", "pca": "#f59e0b", "untrained": "#94a3b8"}
+NAMES = {
+    "model": "model",
+    "pca_all": "PCA (50), all cells",
+    "pca": "PCA (50), training cells",
+    "untrained": "untrained encoder",
+}
 CLASSIFIERS = {"knn": "kNN (k = 5)", "probe": "linear probe"}
 METRICS = {"macro_f1": "macro F1", "micro_f1": "micro F1"}
 
@@ -113,7 +118,7 @@ def classes_figure(classes: pd.DataFrame) -> Figure:
                 ms=7,
                 label=NAMES[name],
             )[0]
-            for name, mark in (("pca", "D"), ("untrained", "o"))
+            for name, mark in (("pca_all", "D"), ("untrained", "o"))
         ]
         names = zip(classes["class"], classes["cells"], strict=True)
         axes.set_yticks(place, [f"{short(name)}  ({cells:,})" for name, cells in names])
@@ -122,7 +127,11 @@ def classes_figure(classes: pd.DataFrame) -> Figure:
         axes.set_axisbelow(True)
         axes.tick_params(left=False)
         axes.legend(
-            [bars, *marks], NAMES.values(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3
+            [bars, *marks],
+            [NAMES["model"], *(str(mark.get_label()) for mark in marks)],
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=3,
         )
         svg = svg_of(canvas, "classes")
     return Figure(

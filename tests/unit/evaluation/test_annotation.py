@@ -73,7 +73,7 @@ def test_two_groups_allow_two_splits_and_the_report_says_so(cells):
     assert any("Only 2 different sets of 'donor'" in note for note in report.notes)
 
 
-@pytest.mark.parametrize("method", ["model", "untrained", "pca"])
+@pytest.mark.parametrize("method", ["model", "untrained", "pca", "pca_all"])
 @pytest.mark.parametrize("fixture", ["report", "by_donor"])
 def test_scores_equal_scikit_learn_on_the_same_splits(cells, method, fixture, request):
     found = request.getfixturevalue(fixture)
@@ -85,8 +85,9 @@ def test_scores_equal_scikit_learn_on_the_same_splits(cells, method, fixture, re
     expected = {("knn", "macro_f1"): [], ("knn", "micro_f1"): [], ("probe", "micro_f1"): []}
     for split in make_splits(labels, groups, spec):
         train, test = split.train, split.test
-        if method == "pca":
-            z = TruncatedSVD(50, random_state=0).fit(logs[train]).transform(logs)
+        if method.startswith("pca"):
+            fitted = logs if method == "pca_all" else logs[train]
+            z = TruncatedSVD(50, random_state=0).fit(fitted).transform(logs)
         else:
             z = cells.frozen[method]
         near = KNeighborsClassifier(5).fit(z[train], labels[train]).predict(z[test])
@@ -124,7 +125,7 @@ def test_the_table_holds_mean_and_standard_deviation_over_splits(report):
     assert row["macro_f1"] == pytest.approx(np.mean(values))
     assert row["macro_f1_std"] == pytest.approx(np.sqrt(np.mean((values - values.mean()) ** 2)))
     assert report.metrics["pca/probe/macro_f1"] == row["macro_f1"]
-    assert len(report.table) == 6
+    assert len(report.table) == 8
 
 
 def test_a_good_embedding_scores_and_permuted_labels_score_at_chance(cells, report):
@@ -134,7 +135,7 @@ def test_a_good_embedding_scores_and_permuted_labels_score_at_chance(cells, repo
     permuted = annotation(with_obs(cells, cell_type=rng.permutation(labels)), SPEC)
     shares = np.unique(labels, return_counts=True)[1] / len(labels)
     # Five neighbours' vote hits at most the largest class's share of cells, plus sampling noise.
-    for method in ("model", "pca", "untrained"):
+    for method in ("model", "pca", "pca_all", "untrained"):
         assert permuted.metrics[f"{method}/knn/macro_f1"] < 0.33
         assert permuted.metrics[f"{method}/probe/micro_f1"] < shares.max() + 0.06
 

@@ -42,7 +42,14 @@ def test_a_map_of_many_values_names_some_and_says_so():
 def test_odd_names_are_drawn_as_they_are():
     names = ["CD4$^+$ T", "<b>&amp;", "x" * 80, "ß µ"]
     classes = pd.DataFrame(
-        {"class": names, "cells": [9, 8, 7, 6], "model": 0.5, "pca": 0.4, "untrained": np.nan}
+        {
+            "class": names,
+            "cells": [9, 8, 7, 6],
+            "model": 0.5,
+            "pca": 0.3,
+            "pca_all": 0.4,
+            "untrained": np.nan,
+        }
     )
     assert classes_figure(classes).svg.count("<svg") == 1
     assert confusion_figure(pd.DataFrame(np.eye(4), index=names, columns=names)).svg

@@ -165,7 +165,7 @@ def test_the_files_hold_the_same_numbers(report, tmp_path):
 
 def test_a_class_that_no_split_tests_is_no_zero(report):
     classes = report.classes.astype({"model": float})
-    classes.loc[0, ["model", "pca", "untrained"]] = float("nan")
+    classes.loc[0, ["model", "pca", "pca_all", "untrained"]] = float("nan")
     texts = report_files(replace(report, classes=classes))
     assert json.loads(texts["metrics.json"])["classes"][0]["model"] is None
     assert pd.read_csv(io.StringIO(texts["classes.csv"]))["model"].isna()[0]

@@ -13,7 +13,6 @@ from cellray.learn.optim import make_optimizer, make_schedule
 from cellray.train.loop import Loop
 from cellray.train.worker import stream
 
-torch.set_num_threads(1)  # threads that wait for each other cost more than they save here
 GENES = 40
 CELLS = 330
 
