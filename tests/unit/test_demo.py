@@ -46,7 +46,7 @@ def test_values_that_are_no_counts_are_refused(stored, monkeypatch):
 def test_a_demo_that_fails_says_so():
     done = {
         "passed": False,
-        "scores": {"model": 0.2, "pca": 0.6, "untrained": 0.3},
+        "scores": {"model": 0.2, "pca_all": 0.6, "untrained": 0.3},
         "report": "report.html",
         "seconds": 60.0,
     }
