@@ -1,6 +1,9 @@
 """The ``cellray`` command: its verbs put together, and what becomes of errors."""
 
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,6 +17,7 @@ from cellray.console import dump
 from cellray.core.errors import CellrayError
 
 INTERRUPTED = 130
+TERMINATED = 143
 WRAPPINGS = ("cause", "controller_failure", "_base_exc")
 """Where Ray's errors keep what a task, a train controller and a train worker raised."""
 
@@ -60,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 for a bug or a demo that fails; 2 for what the user can mend, said in one line; 130
         for Ctrl-C.
     """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if threading.current_thread() is threading.main_thread():
+        # `ray job stop` and `kill` end a run as Ctrl-C does: what was begun is put away.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         code = app(arguments, prog_name="cellray", standalone_mode=False)

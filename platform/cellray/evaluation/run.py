@@ -11,7 +11,7 @@ from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.types import Progress
 from cellray.evaluation.embed import embed_learners
-from cellray.evaluation.export import check_folder
+from cellray.evaluation.export import check_folder, source_order
 from cellray.evaluation.report import report_files, write_files
 from cellray.evaluation.table import TASKS
 from cellray.evaluation.task import Embeddings, Report, Spec, sample_cells
@@ -89,7 +89,9 @@ def evaluate(
     model_ND, untrained_ND = embed_learners(
         [resolved.learner, untrained], opened, progress=progress
     )
-    cells = sample_cells(opened.n_cells, max_cells, seed, "evaluation cells")
+    # In the order of the sources: the splits then do not depend on how the atlas was shuffled.
+    order = source_order(opened.obs(["cellray_source", "cellray_row"]))
+    cells = order[sample_cells(opened.n_cells, max_cells, seed, "evaluation cells")]
     embeddings = Embeddings(
         frozen={"model": model_ND[cells], "untrained": untrained_ND[cells]},
         counts=opened.read_cells(cells).to_scipy(),

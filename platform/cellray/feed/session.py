@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +19,7 @@ _CHATTER = {
 
 MIN_CPUS = 2  # one for a train worker's fraction, one for the reads beside it
 OBJECT_STORE = 1 << 30
+KNOCK_SECONDS = 5
 
 
 @contextmanager
@@ -41,6 +43,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address and address != "local":
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
             ray.init(
@@ -51,7 +54,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise CellrayError(
             f"cannot reach Ray at {address or 'this machine'}: {str(error).splitlines()[0]}",
             "check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run in this process",
@@ -61,6 +64,13 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Open a connection to ``HOST:PORT`` and close it: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
 @cache
