@@ -1,4 +1,4 @@
-"""The cheap rows of docs/benchmarks/bladder.md, computed anew: without Ray, MLflow or the report."""
+"""The cheap rows of docs/benchmarks/bladder.md, computed anew without Ray, MLflow or report."""
 
 import importlib.util
 import json

@@ -54,6 +54,10 @@ def object_store(url: str, *, create: bool = False) -> ObjectStore:
         A scheme that is not known, or a local folder that is not there.
     """
     if not is_remote(url):
+        if not create and Path(url).is_file():
+            raise CellrayError(
+                f"{url} is a file and no atlas", f"make one: cellray ingest {url} --out URL"
+            )
         if not create and not Path(url).is_dir():
             raise CellrayError(f"no atlas at {url}: the folder does not exist", "check the path")
         return LocalStore(url, mkdir=create)

@@ -117,3 +117,10 @@ def test_what_is_no_atlas_is_named_as_what_it_is(atlas, tmp_path):
         Atlas.open(str(tmp_path / "later"))
     with pytest.raises(CellrayError, match="cannot open gs://bucket/a"):
         Atlas.open("gs://bucket/a")
+
+
+def test_a_file_is_no_atlas_and_the_mend_makes_one(tmp_path):
+    file = tmp_path / "cells.h5ad"
+    file.write_bytes(b"x")
+    with pytest.raises(CellrayError, match=f"cellray ingest {file} --out"):
+        Atlas.open(str(file))
