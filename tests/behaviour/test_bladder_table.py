@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from cellray.atlas.write import ingest
 from cellray.learn.embed import embed_matrix
 from cellray.learn.learner import Learner
-from cellray.score.annotation import f1, knn, linear_probe
+from cellray.score.annotation import f1, knn
 from cellray.score.embedding import pca_embedding
 from cellray.train.run import prepare
 
@@ -34,17 +34,16 @@ def bladder(shared_data):
     return anndata.read_h5ad(shared_data / "mouse_bladder_2100.h5ad")
 
 
-def scores(bladder, z, classify):
+def scores(bladder, z):
     labels = bladder.obs["cell_type"].astype(str).to_numpy()
     splits = StratifiedShuffleSplit(5, test_size=0.3, random_state=0).split(z, labels)
-    found = [f1(labels[b], classify(z[a], labels[a], z[b])) for a, b in splits]
+    found = [f1(labels[b], knn(z[a], labels[a], z[b])) for a, b in splits]
     return {key: np.mean([one[key] for one in found]) for key in found[0]}
 
 
 def assert_row(bladder, z, row, metrics):
-    for name, classify in {"knn": knn, "probe": linear_probe}.items():
-        for metric, value in scores(bladder, z, classify).items():
-            assert value == pytest.approx(metrics[f"{row}/{name}/{metric}"], abs=ONE_CELL)
+    for metric, value in scores(bladder, z).items():
+        assert value == pytest.approx(metrics[f"{row}/knn/{metric}"], abs=ONE_CELL)
 
 
 def test_the_settings_in_the_table_are_those_of_the_command():
@@ -53,8 +52,7 @@ def test_the_settings_in_the_table_are_those_of_the_command():
 
 
 def test_pca_over_all_cells(bladder):
-    for metrics in TABLE["metrics"]:
-        assert_row(bladder, pca_embedding(bladder.X), "pca_all", metrics)
+    assert_row(bladder, pca_embedding(bladder.X), "pca_all", TABLE["metrics"][0])
 
 
 def test_the_untrained_encoder_of_the_first_seed(bladder, shared_data, tmp_path):
