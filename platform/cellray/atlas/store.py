@@ -34,6 +34,7 @@ from cellray.core.errors import CellrayError, suggest
 from cellray.core.types import Rows, Span
 
 FORMAT = 1
+READ_CELLS = 1 << 14
 CAST = "numcodecs.astype"
 
 StoredArray = zarr.Array[Any]
@@ -213,7 +214,7 @@ class Atlas:
         with storage_errors(self.url):
             indptr = np.asarray(self._arrays["indptr"][span.start : span.stop + 1], np.int64)
             low, high = int(indptr[0]), int(indptr[-1])
-            return Rows(
+            rows = Rows(
                 data=np.asarray(self._arrays["data"][low:high]),
                 indices=np.asarray(self._arrays["indices"][low:high]),
                 indptr=indptr - low,
@@ -221,15 +222,38 @@ class Atlas:
                 cells=np.arange(span.start, span.stop, dtype=np.int64),
                 obs={name: self._obs_span(name, span) for name in obs},
             )
+        self._require_whole(rows, span)
+        return rows
+
+    def _require_whole(self, rows: Rows, span: Span) -> None:
+        """Raise on what a chunk that is gone reads as: zarr fills it with zeros."""
+        lengths = np.diff(rows.indptr)
+        last = rows.indices[rows.indptr[1:][lengths > 1] - 1]  # ascending in a cell: not gene 0
+        damaged = {
+            "indptr": bool((lengths < 0).any()) or len(rows.data) != rows.indptr[-1],
+            "data": not rows.data.all(),
+            "indices": not last.all(),
+        }
+        for array, gone in damaged.items():
+            if gone:
+                raise CellrayError(
+                    f"{self.url}: X/{array} lacks chunks of cells {span.start} to {span.stop - 1}",
+                    "copy the atlas again, whole, or ingest its sources anew",
+                )
 
     def read_cells(
         self, cells: NDArray[np.integer[Any]], *, obs: Sequence[str] = (), gap: int = 256
     ) -> Rows:
-        """Read any cells, in the order given; neighbours within `gap` cells share one read."""
+        """Read any cells, in the order given; neighbours within `gap` cells share one read.
+
+        No read spans more than 16,384 cells, however close the wanted ones lie, so that memory
+        follows what is wanted and not what lies between.
+        """
         wanted = np.asarray(cells, np.int64)
         ordered, back = np.unique(wanted, return_inverse=True)
         parts = []
-        for group in np.split(ordered, np.flatnonzero(np.diff(ordered) > gap) + 1):
+        apart = (np.diff(ordered) > gap) | (np.diff(ordered // READ_CELLS) > 0)
+        for group in np.split(ordered, np.flatnonzero(apart) + 1):
             if len(group):
                 rows = self.read(Span(int(group[0]), int(group[-1]) + 1), obs=obs)
                 parts.append(rows.take(group - group[0]))
@@ -277,6 +301,15 @@ def _open_stored(store: ZarrStore, path: str) -> StoredArray:
 
 
 @lru_cache(maxsize=8)
-def open_cached(url: str) -> Atlas:
-    """Open an atlas once a process: readers in Ray tasks share index caches and connections."""
-    return Atlas.open(url)
+def open_cached(url: str, digest: str) -> Atlas:
+    """Open an atlas once a process: readers in Ray tasks share index caches and connections.
+
+    Raises
+    ------
+    CellrayError
+        Another atlas has taken its place since `digest` was read.
+    """
+    atlas = Atlas.open(url)
+    if atlas.digest != digest:
+        raise CellrayError(f"{url} has been overwritten since this run began", "start it again")
+    return atlas

@@ -80,6 +80,9 @@ class Train(_Section):
         Ray Train workers.
     strategy
         ``ddp`` replicates the learner, ``fsdp`` shards it (FSDP2 over ``encoder.blocks``).
+    accelerator
+        ``gpu`` asks for one a worker, and waits for a cluster that scales up; ``auto`` takes GPUs
+        when Ray has some.
     precision
         ``auto`` is bfloat16 autocast where the GPU has it, else float32.
     patience
@@ -87,7 +90,8 @@ class Train(_Section):
     log_every
         Steps between two records of the training loss.
     checkpoint_every
-        Steps between checkpoints inside an epoch; every epoch ends with one anyway.
+        Steps between checkpoints inside an epoch, at which metrics are logged too; every epoch
+        ends with one anyway.
     cpus_per_worker
         CPUs that a worker asks of Ray; Ray Data needs what is left over to read.
     max_failures
@@ -97,10 +101,11 @@ class Train(_Section):
     epochs: Annotated[int, Field(ge=1)] = 30
     num_workers: Annotated[int, Field(ge=1)] = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     patience: Annotated[int, Field(ge=1)] | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
-    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = 1_000
     cpus_per_worker: Annotated[float, Field(gt=0)] = 0.5
     max_failures: Annotated[int, Field(ge=0)] = 2
 
@@ -165,7 +170,7 @@ class Recipe(_Section):
 
     def with_(self, changes: Sequence[str]) -> Self:
         """Give a copy with ``key.path=value`` changes, validated anew."""
-        values = self.model_dump()
+        values = self.model_dump(mode="json")
         for change in changes:
             apply_change(values, change)
         return self.of(values)

@@ -32,7 +32,7 @@ class Rows:
     data
         Counts, shape (nnz,), the narrowest unsigned dtype that holds the atlas.
     indices
-        Column (gene) of each count, shape (nnz,), uint16 below 65,536 genes, else uint32.
+        Column (gene) of each count, shape (nnz,), uint16 up to 65,536 genes, else uint32.
     indptr
         Where each cell starts, shape (n_cells + 1,), int64.
     n_genes
@@ -40,7 +40,8 @@ class Rows:
     cells
         Position of each cell in the atlas, shape (n_cells,), int64.
     obs
-        A column a name, each of shape (n_cells,): int32 category codes (-1 is missing) or values.
+        A column a name, each of shape (n_cells,): int32 category codes (-1 is missing) or values;
+        after a trip through Arrow, bools are uint8.
     """
 
     data: NDArray[Any]

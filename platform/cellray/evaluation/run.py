@@ -77,6 +77,11 @@ def evaluate(
         raise CellrayError(f"unknown task '{task}'", suggest(task, TASKS))
     if seeds < 1:
         raise CellrayError(f"{seeds} splits cannot be scored", "give --seeds 1 or more")
+    if label == split_by:
+        raise CellrayError(
+            f"--split-by {label} would hold out what is to be predicted",
+            "split by another column, or leave it out",
+        )
     spec = Spec(label=label, split_by=split_by, splits=seeds, seed=seed)
     opened = Atlas.open(atlas)
     obs = opened.obs([label] if split_by is None else list(dict.fromkeys([label, split_by])))

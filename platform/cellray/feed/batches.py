@@ -86,12 +86,15 @@ def from_arrow(table: pa.Table) -> Share:
 
 
 def _listed(values: NDArray[Any]) -> pa.LargeListArray:
-    flat = pa.array(values) if values.dtype == object else pa.array(np.ascontiguousarray(values))
+    if values.dtype == bool:  # Arrow packs bits, which NumPy cannot view
+        values = values.view(np.uint8)
+    plain = values.dtype.kind in "iuf"
+    flat = pa.array(np.ascontiguousarray(values) if plain else values.astype(object))
     return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), flat)
 
 
 def _flat(table: pa.Table, name: str) -> NDArray[Any]:
     column = table[name].combine_chunks()
     values = column.flatten()
-    array: NDArray[Any] = values.to_numpy(zero_copy_only=not pa.types.is_string(values.type))
+    array: NDArray[Any] = values.to_numpy(zero_copy_only=pa.types.is_primitive(values.type))
     return array

@@ -68,7 +68,12 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 def _knock(address: str) -> None:
     """Open a connection to ``HOST:PORT`` and close it: Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise CellrayError(
+            f"RAY_ADDRESS is {address}: Ray's client does not carry Ray Train's callbacks",
+            "submit a job with 'ray job submit', or run on a node of the cluster",
+        )
+    host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 

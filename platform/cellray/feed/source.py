@@ -91,7 +91,7 @@ def train_dataset(
     shared = None if cells is None else ray.put(cells)
     numbers = product(range(step // plan.slab_batches, plan.slabs), range(world))
     reads = [
-        partial(read_share, atlas.url, plan, shared, slab, rank, world, tuple(obs))
+        partial(read_share, atlas.url, atlas.digest, plan, shared, slab, rank, world, tuple(obs))
         for slab, rank in numbers
     ]
     return _dataset(reads, share_bytes=_bytes_of(atlas, plan.slab // world))
@@ -102,14 +102,16 @@ def sequential_dataset(
 ) -> ray.data.Dataset:
     """Make a dataset of every cell once, in stored order, `slab` cells a row."""
     reads = [
-        partial(_read_span, atlas.url, Span(start, min(start + slab, atlas.n_cells)), i, tuple(obs))
-        for i, start in enumerate(range(0, atlas.n_cells, slab))
+        partial(_read_span, atlas.url, atlas.digest, Span(start, stop), number, tuple(obs))
+        for number, start in enumerate(range(0, atlas.n_cells, slab))
+        for stop in [min(start + slab, atlas.n_cells)]
     ]
     return _dataset(reads, share_bytes=_bytes_of(atlas, slab))
 
 
 def read_share(
     url: str,
+    digest: str,
     plan: Plan,
     cells: ray.ObjectRef[NDArray[np.int64]] | None,
     slab: int,
@@ -121,11 +123,11 @@ def read_share(
     wanted = plan.share(slab, rank, world)
     if cells is not None:
         wanted = ray.get(cells)[wanted]
-    return Share(slab=slab, rows=open_cached(url).read_cells(wanted, obs=obs))
+    return Share(slab=slab, rows=open_cached(url, digest).read_cells(wanted, obs=obs))
 
 
-def _read_span(url: str, span: Span, number: int, obs: Sequence[str]) -> Share:
-    return Share(slab=number, rows=open_cached(url).read(span, obs=obs))
+def _read_span(url: str, digest: str, span: Span, number: int, obs: Sequence[str]) -> Share:
+    return Share(slab=number, rows=open_cached(url, digest).read(span, obs=obs))
 
 
 def _block(read: ReadShare) -> Iterable[pa.Table]:

@@ -68,6 +68,8 @@ class Loop:
         CellrayError
             The loss is not a finite number.
         """
+        if self._out_of_patience():  # restarted after its last checkpoint
+            return self.state
         watch = Stopwatch()
         sums: dict[str, Tensor] = {}
         since = 0

@@ -1,6 +1,8 @@
 """What the controller does with reports: one MLflow run, and the place to resume from."""
 
+import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,13 @@ from ray.train import Checkpoint, UserCallback
 
 from cellray.atlas.plan import Plan
 from cellray.atlas.store import Atlas
+from cellray.core.errors import CellrayError
 from cellray.feed.source import train_dataset
 from cellray.track import runs
+
+RETRY_SECONDS = (1, 2, 4, 8, 16, 32)
+
+logger = logging.getLogger(__name__)
 
 
 class RunCallback(UserCallback):
@@ -69,6 +76,16 @@ class RunCallback(UserCallback):
         os.environ["MLFLOW_TRACKING_URI"] = self._uri  # the controller's own process
         if checkpoint is not None:
             self._step = metrics[0]["step"]
-        runs.log_records(self._run_id, metrics[0]["records"])
+        self._log(metrics[0]["records"])
         with self._ticker.open("a") as file:
             file.write(f"{metrics[0]['step']}\n")
+
+    def _log(self, records: list[dict[str, float]]) -> None:
+        """Log to MLflow; a server that is away for a minute costs no record and no run."""
+        for seconds in RETRY_SECONDS:
+            try:
+                return runs.log_records(self._run_id, records)
+            except CellrayError as error:
+                logger.warning("%s; trying again in %d s", error, seconds)
+                time.sleep(seconds)
+        return runs.log_records(self._run_id, records)

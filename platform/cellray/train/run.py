@@ -21,6 +21,7 @@ from cellray.atlas.plan import Plan, make_plan, spans_of
 from cellray.atlas.splits import split_cells
 from cellray.atlas.storage import normalise
 from cellray.atlas.store import Atlas
+from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.types import Progress
 from cellray.feed.session import ray_session
@@ -175,6 +176,7 @@ def _fit(
     progress: Progress | None,
 ) -> tuple[Learner, dict[str, float]]:
     """Run Ray Train to its end and give the best checkpoint's learner."""
+    use_gpu = wants_gpu(recipe, ray.cluster_resources())  # type: ignore[no-untyped-call]
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     has_validation = len(setup.validation_cells) > 0
     with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
@@ -188,7 +190,6 @@ def _fit(
             cells=setup.train_cells,
             world=recipe.train.num_workers,
         )
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
@@ -200,7 +201,7 @@ def _fit(
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=recipe.train.num_workers,
-                use_gpu="GPU" in resources,
+                use_gpu=use_gpu,
                 resources_per_worker={"CPU": recipe.train.cpus_per_worker},
             ),
             run_config=ray.train.RunConfig(
@@ -231,6 +232,26 @@ def _fit(
     return learner, metrics | {"best_step": float(report["step"])}
 
 
+def wants_gpu(recipe: Recipe, resources: Mapping[str, float]) -> bool:
+    """Decide whether workers get a GPU each.
+
+    Raises
+    ------
+    CellrayError
+        ``auto``, and GPUs for some of the workers only: they would wait for ever.
+    """
+    if recipe.train.accelerator != "auto":
+        return recipe.train.accelerator == "gpu"
+    gpus, workers = int(resources.get("GPU", 0)), recipe.train.num_workers
+    if 0 < gpus < workers:
+        raise CellrayError(
+            f"{workers} workers would share {gpus} GPUs",
+            f"set train.num_workers to {gpus}, or train.accelerator to cpu, or to gpu where the "
+            "cluster scales up",
+        )
+    return gpus > 0
+
+
 def _best(result: ray.train.Result) -> tuple[ray.train.Checkpoint, dict[str, Any]]:
     """Choose the checkpoint with the lowest validation loss; the last when none has one."""
     kept = result.best_checkpoints
@@ -252,7 +273,8 @@ def _following(ticker: Path, steps: int, progress: Progress | None) -> Iterator[
         shown = 0
         while True:
             ended = done.wait(0.5)
-            step = int(ticker.read_text().splitlines()[-1]) if ticker.exists() else 0
+            lines = ticker.read_text().splitlines() if ticker.exists() else []
+            step = int(lines[-1]) if lines else 0
             if step > shown:
                 progress("train", step, steps)
                 shown = step

@@ -1,11 +1,13 @@
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
+from cellray.atlas.simulate import Simulation, simulate
 from cellray.atlas.store import Atlas, open_cached
 from cellray.atlas.write import ingest
 from cellray.core.errors import CellrayError
@@ -92,7 +94,8 @@ def test_an_atlas_pickles_as_its_url(atlas):
 
 
 def test_open_cached_opens_once(atlas):
-    assert open_cached(atlas.url) is open_cached(atlas.url)
+    first, again = (open_cached(atlas.url, atlas.digest) for _ in range(2))
+    assert first is again
 
 
 def test_what_is_no_atlas_is_named_as_what_it_is(atlas, tmp_path):
@@ -124,3 +127,37 @@ def test_a_file_is_no_atlas_and_the_mend_makes_one(tmp_path):
     file.write_bytes(b"x")
     with pytest.raises(CellrayError, match=f"cellray ingest {file} --out"):
         Atlas.open(str(file))
+
+
+@pytest.mark.parametrize("array", ["data", "indices"])
+def test_a_chunk_that_is_gone_is_named_and_not_read_as_zeros(tmp_path, array):
+    simulate(tmp_path / "cells.h5ad", Simulation(n_cells=50, n_genes=30))
+    atlas = ingest([tmp_path / "cells.h5ad"], tmp_path / "atlas")
+    shutil.rmtree(tmp_path / "atlas" / "X" / array / "c")
+    with pytest.raises(CellrayError, match=f"X/{array} lacks chunks of cells 0 to 49"):
+        Atlas.open(atlas.url).read(Span(0, 50))
+
+
+def test_an_atlas_that_was_replaced_is_not_read_as_the_old_one(tmp_path):
+    simulate(tmp_path / "cells.h5ad", Simulation(n_cells=50, n_genes=30))
+    old = ingest([tmp_path / "cells.h5ad"], tmp_path / "atlas")
+    assert open_cached(old.url, old.digest).digest == old.digest
+    new = ingest([tmp_path / "cells.h5ad"], tmp_path / "atlas", seed=1, overwrite=True)
+    assert open_cached(new.url, new.digest).digest == new.digest
+    simulate(tmp_path / "cells.h5ad", Simulation(n_cells=50, n_genes=30, seed=5))
+    ingest([tmp_path / "cells.h5ad"], tmp_path / "atlas", overwrite=True)
+    with pytest.raises(CellrayError, match="has been overwritten since this run began"):
+        open_cached(new.url, "digest of a reader that starts now")
+
+
+def test_sparse_cells_are_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("cellray.atlas.store.READ_CELLS", 16)
+    simulate(tmp_path / "cells.h5ad", Simulation(n_cells=100, n_genes=30))
+    atlas = ingest([tmp_path / "cells.h5ad"], tmp_path / "atlas")
+    spans = []
+    read = atlas.read
+    monkeypatch.setattr(atlas, "read", lambda span, **_: spans.append(span) or read(span))
+    rows = atlas.read_cells(np.arange(0, 100, 3))
+    assert max(map(len, spans)) <= 16
+    whole = read(Span(0, 100)).to_scipy()[::3]
+    assert (rows.to_scipy() != whole).nnz == 0

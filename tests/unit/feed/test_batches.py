@@ -18,6 +18,9 @@ def rows():
         obs={
             "type": np.arange(12, dtype=np.int32) % 3,
             "name": np.array(list("abcdefghijkl"), object),
+            "text": np.array(list("abcdefghijkl"), np.dtypes.StringDType()),
+            "kept": np.arange(12) % 2 == 0,
+            "share": np.linspace(0, 1, 12, dtype=np.float32),
         },
     )
 

@@ -18,3 +18,10 @@ def test_an_address_where_nothing_listens_is_named_within_seconds(monkeypatch):
     with refused, ray_session():
         pass
     assert time.monotonic() - began < 10
+
+
+def test_rays_client_is_refused(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(CellrayError, match="ray job submit"), ray_session():
+        pass

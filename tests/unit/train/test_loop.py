@@ -110,3 +110,10 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(make_loop, 
     first, again, other = (parameters(loop.learner) for loop in loops)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_run_that_ran_out_of_patience_does_not_go_on_after_a_restart(make_loop, feed):
+    loop = make_loop("train.patience=2")
+    loop.state.step, loop.state.stale = loop.plan.steps_per_epoch, 2
+    assert loop.run(feed(loop.plan, loop.state.step)).step == loop.plan.steps_per_epoch
+    assert not loop.reports
