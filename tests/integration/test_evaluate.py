@@ -15,6 +15,7 @@ from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.types import Span
 from cellray.evaluation.embed import embed, embed_atlas, embed_learners
+from cellray.evaluation.export import source_order
 from cellray.evaluation.run import evaluate
 from cellray.evaluation.task import sample_cells
 from cellray.learn.batch import Batch
@@ -155,7 +156,8 @@ def test_evaluate_scores_a_trained_model_above_the_untrained_encoder(report):
 
 def test_evaluate_scores_the_cells_that_it_says(report, z, atlas):
     labels = atlas.obs(["cell_type"])["cell_type"].astype(str).to_numpy()
-    cells = sample_cells(9_000, 600, 0, "evaluation cells")
+    order = source_order(atlas.obs(["cellray_source", "cellray_row"]))
+    cells = order[sample_cells(9_000, 600, 0, "evaluation cells")]
     sizes = pd.Series(labels[cells]).value_counts()
     assert dict(zip(report.classes["class"], report.classes["cells"], strict=True)) == dict(sizes)
 
