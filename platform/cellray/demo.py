@@ -12,12 +12,15 @@ from scipy.sparse import csr_matrix
 
 from cellray import answers
 from cellray.atlas.describe import describe
+from cellray.atlas.store import Atlas
 from cellray.atlas.write import ingest
 from cellray.console import Console
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
+from cellray.evaluation.annotation import make_splits, usable_cells
 from cellray.evaluation.embed import embed
 from cellray.evaluation.run import evaluate
+from cellray.evaluation.task import Spec
 from cellray.feed.session import ray_session
 from cellray.track.catalogue import promote
 from cellray.train.run import pretrain
@@ -28,6 +31,8 @@ DECIMALS = 3
 """Decimals to which scanpy rounded the log-normalised values of its 700 cells."""
 
 TARGET_SUM = 10_000
+MIN_CELLS = 32
+"""Cells below which there is no batch to train on and no neighbour to score by."""
 
 
 def run(
@@ -56,7 +61,8 @@ def run(
     Raises
     ------
     CellrayError
-        One of `h5ad` and `label` without the other, or what the verbs refuse.
+        One of `h5ad` and `label` without the other, a label that cannot be predicted, too few
+        cells, or what the verbs refuse.
     """
     if (h5ad is None) != (label is None):
         raise CellrayError("--h5ad and --label go together", "give both, or neither")
@@ -74,6 +80,7 @@ def run(
         f"inspect    {atlas.n_cells:,} cells x {atlas.n_genes:,} genes, "
         f"{answers.size(document['bytes'])}, digest {atlas.digest[:12]}"
     )
+    _check(atlas, column)
     with ray_session():  # one for all verbs: each start costs seconds
         batch = min(64, atlas.n_cells // 8)
         recipe = Recipe().with_([f"data.batch_size={batch}", f"train.epochs={epochs}"])
@@ -104,6 +111,18 @@ def run(
             embed(f"models:/{MODEL}@champion", atlas.url, str(out), progress=to.progress)
             done |= {"embeddings": out}
     return done | {"seconds": time.monotonic() - began}
+
+
+def _check(atlas: Atlas, label: str) -> None:
+    """Refuse, before the minutes that training takes, what the evaluation would refuse."""
+    if atlas.n_cells < MIN_CELLS:
+        raise CellrayError(
+            f"{atlas.n_cells} cells are too few for the demo",
+            f"give an --h5ad of at least {MIN_CELLS} cells",
+        )
+    obs, spec = atlas.obs([label]), Spec(label=label)
+    cells, _ = usable_cells(obs, spec)
+    make_splits(obs[label].iloc[cells].astype(str).to_numpy(dtype=np.str_), None, spec)
 
 
 def pbmc_counts() -> anndata.AnnData:

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import psutil
 
 from cellray.core.errors import CellrayError
-from cellray.track.store import client, tracking_uri
+from cellray.track.store import HIDDEN, client, scrub, tracking_uri
 
 HOST = "127.0.0.1"
 QUIET = {
@@ -39,7 +39,8 @@ def serving(port: int) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
     Yields
     ------
     url, server
-        Where to look, and the server's process: None when the store is a server itself.
+        Where to look, without a user or password, and the server's process: None when the store
+        is a server itself.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def serving(port: int) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
     client()
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
-        yield uri, None
+        yield scrub(uri).replace(HIDDEN, "", 1), None  # the browser asks who one is
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,8 +63,9 @@ def serving(port: int) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
     url = f"http://{HOST}:{port}"
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     server = subprocess.Popen(
-        [sys.executable, "-m", *command, "--backend-store-uri", uri, "--no-serve-artifacts"],
-        env=os.environ | QUIET,
+        [sys.executable, "-m", *command, "--no-serve-artifacts"],
+        # Every user of the machine can read the arguments of a process, and so a password there.
+        env=os.environ | QUIET | {"MLFLOW_BACKEND_STORE_URI": uri},
         stdout=sys.stderr,
     )
     before = signal.signal(signal.SIGTERM, _exit)  # whose default would leave the server behind

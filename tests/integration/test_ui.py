@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -15,6 +17,7 @@ import psutil
 import pytest
 
 from cellray.track.runs import run
+from cellray.ui import serving
 
 CELLRAY = [Path(sys.executable).with_name("cellray")]
 
@@ -66,10 +69,39 @@ def test_the_ui_shows_runs_and_ends_whole(how, tmp_path, monkeypatch, free_port)
             assert json.load(reply)["run"]["data"]["params"] == [{"key": "a", "value": "1"}]
         family = psutil.Process(child.pid).children(recursive=True)
         assert family
+        # Other users of the machine can read arguments, and a database's URI holds a password.
+        assert not [p for p in family if any("mlflow.db" in word for word in p.cmdline())]
         child.send_signal(how)
         assert child.wait(30) == (0 if how == signal.SIGINT else 143)
         assert child.stdout.read() == ""
     assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+class Empty(BaseHTTPRequestHandler):
+    """A tracking server without experiments."""
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_POST = do_GET  # noqa: N815 - http.server's name
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_servers_password_is_not_shown(monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://bob:s3cret@{address}")
+        with serving(5000) as (url, child):
+            assert url == f"http://{address}"
+            assert child is None
+        server.shutdown()
 
 
 def test_a_taken_port_is_named(tmp_path, free_port):

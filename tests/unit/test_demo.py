@@ -5,7 +5,9 @@ import pytest
 import scanpy
 
 from cellray.answers import demo_text
-from cellray.demo import LABEL, pbmc_counts
+from cellray.console import console
+from cellray.core.errors import CellrayError
+from cellray.demo import LABEL, MIN_CELLS, pbmc_counts, run
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,34 @@ def test_values_that_are_no_counts_are_refused(stored, monkeypatch):
     monkeypatch.setattr(scanpy.datasets, "pbmc68k_reduced", lambda: changed)
     with pytest.raises(ValueError, match="whole counts"):
         pbmc_counts()
+
+
+@pytest.mark.parametrize(
+    ("cells", "label", "words"),
+    [
+        (100, "bulk_label", "no obs column 'bulk_label'; did you mean 'bulk_labels'"),
+        (100, "one", "one value only"),
+        (100, "each", "no value that two cells share"),
+        (100, "pairs", "too few for a stratified split"),
+        (MIN_CELLS - 1, LABEL, f"31 cells are too few for the demo; .* at least {MIN_CELLS}"),
+        (10, LABEL, "10 cells are too few for the demo"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_training(
+    cells, label, words, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    counts = pbmc_counts()[:cells].copy()
+    numbers = np.arange(cells)
+    counts.obs["one"] = "B"
+    counts.obs["each"] = [f"c{i}" for i in numbers]
+    counts.obs["pairs"] = [f"c{i}" for i in numbers // 2]
+    counts.write_h5ad("own.h5ad")
+    with pytest.raises(CellrayError, match=words), console(as_json=False) as to:
+        run(to, h5ad="own.h5ad", label=label, epochs=1, work=tmp_path / "work")
+    said = "".join(capfd.readouterr())
+    assert "inspect " in said
+    assert "pretrain " not in said
 
 
 def test_a_demo_that_fails_says_so():

@@ -17,6 +17,8 @@ from cellray.core.errors import CellrayError, suggest
 CHUNK = 1 << 16
 """Rows of a column in one chunk."""
 
+_EXACT = 1 << 53  # up to here float64 holds every whole number
+
 SOURCE, ROW, NAME = "cellray_source", "cellray_row", "cellray_name"
 """Columns of ours: the source's name, the row in it, and the name that the cell has there."""
 
@@ -109,7 +111,8 @@ def join_column(parts: Sequence[Any], sizes: Sequence[int]) -> Column:
 
     Numbers stay numbers of a type that holds them all. Strings, categories and mixtures become
     categories, the union of all. A part that is None is missing: NaN, or no category; numbers
-    then become float64.
+    then become float64. Whole numbers that float64 does not hold, such as long ids, become
+    categories of strings instead.
 
     Parameters
     ----------
@@ -127,6 +130,9 @@ def join_column(parts: Sequence[Any], sizes: Sequence[int]) -> Column:
     if kinds <= set("iuf"):
         types: list[Any] = [getattr(c.dtype, "numpy_dtype", c.dtype) for c in given]
         dtype = np.result_type(*types) if whole or kinds == {"f"} else np.dtype(np.float64)
+        if not _holds(dtype, given):
+            texts = [None if column is None else column.astype("string") for column in columns]
+            return _join_categories(texts, sizes)
         fill: dict[str, Any] = {} if whole else {"na_value": np.nan}
         return np.concatenate(
             [
@@ -142,8 +148,10 @@ def _join_categories(
 ) -> pd.Categorical:
     """Join columns as categories, in the order in which they first come."""
     parts = [None if column is None else pd.Categorical(column) for column in columns]
-    kinds = {part.categories.dtype.kind for part in parts if part is not None}
-    numbers = kinds <= set("iuf")
+    given = [part.categories for part in parts if part is not None]
+    numbers = {index.dtype.kind for index in given} <= set("iuf") and _holds(
+        np.result_type(*(index.to_numpy().dtype for index in given)), given
+    )
     labels = [
         np.array([], object)
         if part is None
@@ -163,6 +171,15 @@ def _join_categories(
         for part, label, size in zip(parts, labels, sizes, strict=True)
     ]
     return pd.Categorical.from_codes(np.concatenate(codes), union)
+
+
+def _holds(dtype: np.dtype[Any], columns: Sequence["pd.Series[Any] | pd.Index[Any]"]) -> bool:
+    """Say whether columns of numbers keep all their whole numbers in a type."""
+    if dtype.kind != "f":
+        return True
+    whole = [column.dropna().to_numpy() for column in columns if column.dtype.kind in "iu"]
+    # NumPy makes narrow floats of narrow whole numbers only.
+    return all(int(v.min()) >= -_EXACT and int(v.max()) <= _EXACT for v in whole if len(v))
 
 
 def _is_categorical(column: "pd.Series[Any]") -> bool:

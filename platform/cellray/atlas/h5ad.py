@@ -9,6 +9,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.sparse import csc_matrix, csr_matrix
 
 from cellray.atlas.counts import (
@@ -56,7 +57,7 @@ def open_h5ad(path: Path, layer: str | None) -> Source:
         genes = _frame(file, "raw/var" if name == "raw" else "var", path)
         encoding, shape, max_nnz = _encoding(file[element], f"{name} of {path}")
         obs = file["obs"]
-        n_cells = len(obs[obs.attrs["_index"]])
+        n_cells = _length(obs[obs.attrs["_index"]], f"the index of obs in {path}")
         check_shape(path, n_cells, genes)
         if shape != (n_cells, len(genes)):
             raise CellrayError(
@@ -77,7 +78,7 @@ def open_h5ad(path: Path, layer: str | None) -> Source:
         columns=columns,
         chunks=partial(read, path, element, len(genes), where=where, mend=mend),
         column=partial(_column, path),
-        names=partial(_column, path, None),
+        names=partial(_names, path),
     )
 
 
@@ -100,6 +101,16 @@ def _encoding(node: Any, where: str) -> tuple[str, tuple[int, int], int]:  # noq
     raise CellrayError(f"{where} is stored as '{kind}'", "write it as CSR, CSC or dense")
 
 
+def _length(node: Any, where: str) -> int:  # noqa: ANN401 - h5py
+    """Give the length of a column as anndata encodes it: an array, or a group of some."""
+    if isinstance(node, h5py.Group):
+        # Nullable arrays have values and a mask, categories codes.
+        node = node.get("values", node.get("codes"))
+    if not isinstance(node, h5py.Dataset) or node.ndim != 1:
+        raise CellrayError(f"{where} cannot be read", "write the file again")
+    return len(node)
+
+
 def _frame(file: h5py.File, name: str, path: Path) -> pd.DataFrame:
     try:
         frame: pd.DataFrame = anndata.io.read_elem(file[name])
@@ -107,6 +118,11 @@ def _frame(file: h5py.File, name: str, path: Path) -> pd.DataFrame:
         raise CellrayError(f"{path}: '{name}' cannot be read", "write the file again") from error
     frame.index = frame.index.astype(str)
     return frame
+
+
+def _names(path: Path) -> NDArray[Any]:
+    names: NDArray[Any] = pd.Index(_column(path)).astype(str).to_numpy(object)
+    return names
 
 
 def _column(path: Path, name: str | None = None) -> Any:  # noqa: ANN401 - as anndata reads it

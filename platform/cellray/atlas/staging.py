@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +22,14 @@ from cellray.core.errors import CellrayError
 
 ROOT = "zarr.json"
 MARK = "ingest-unfinished"
-"""An object that lies in a remote prefix while an atlas is being written there."""
+"""An object that lies in a remote prefix while an atlas is being written there.
+
+It holds an id of the ingest that writes, since two may be started at one place.
+"""
 
 
 @contextmanager
-def staged(url: str, *, overwrite: bool) -> Iterator[tuple[str, Path]]:
+def staged(url: str, *, overwrite: bool) -> Iterator[tuple[str, Path, Callable[[], None]]]:
     """Prepare a place for an atlas, and publish what was written when the block ends well.
 
     The block writes everything but the root's ``zarr.json``, which makes it an atlas: `commit`
@@ -42,14 +46,17 @@ def staged(url: str, *, overwrite: bool) -> Iterator[tuple[str, Path]]:
 
     Yields
     ------
-    url, scratch
+    url, scratch, check
         Where to write it, and an empty folder on local disk for anything else; what holds both
-        it and what comes beside it is ``scratch.parents[1]``.
+        it and what comes beside it is ``scratch.parents[1]``. The function raises CellrayError
+        once another ingest has taken the place over: call it often while writing, so that what
+        the other writes is not written over.
 
     Raises
     ------
     CellrayError
-        Something is there that may not be replaced, or the place cannot be written.
+        Something is there that may not be replaced, the place cannot be written, or another
+        ingest took it over.
     """
     with storage_errors(url), _terminable():
         if is_remote(url):
@@ -58,9 +65,10 @@ def staged(url: str, *, overwrite: bool) -> Iterator[tuple[str, Path]]:
             yield from _staged_local(Path(url), overwrite=overwrite)
 
 
-def commit(url: str, attributes: dict[str, Any]) -> None:
-    """Write the root's metadata, which makes the store an atlas."""
+def commit(url: str, attributes: dict[str, Any], check: Callable[[], None]) -> None:
+    """Write the root's metadata, which makes the store an atlas, if the place is still ours."""
     root = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    check()
     obstore.put(object_store(url, create=True), ROOT, json.dumps(root, indent=2).encode())
 
 
@@ -81,7 +89,7 @@ def full_disk(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
         ) from error
 
 
-def _staged_local(path: Path, *, overwrite: bool) -> Iterator[tuple[str, Path]]:
+def _staged_local(path: Path, *, overwrite: bool) -> Iterator[tuple[str, Path, Callable[[], None]]]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         root = path / ROOT
         _check_replaceable(
@@ -95,35 +103,56 @@ def _staged_local(path: Path, *, overwrite: bool) -> Iterator[tuple[str, Path]]:
         raise CellrayError(
             f"{parent} cannot be written: {error.strerror}", "choose another --out"
         ) from error
+    replaced = stage / "replaced"
     try:
         scratch = stage / "scratch"
         scratch.mkdir()
-        yield str(stage / "atlas"), scratch
+        yield str(stage / "atlas"), scratch, lambda: None
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            path.rename(stage / "replaced")
+            path.rename(replaced)
         (stage / "atlas").rename(path)
     finally:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _staged_remote(url: str, *, overwrite: bool) -> Iterator[tuple[str, Path]]:
+def _staged_remote(url: str, *, overwrite: bool) -> Iterator[tuple[str, Path, Callable[[], None]]]:
     store = object_store(url)
     there = next(iter(obstore.list(store, chunk_size=1)), None)
     if there:
         root = _get(store, ROOT)
         if root is not None or _get(store, MARK) is None:
             _check_replaceable(url, root, overwrite=overwrite)
-        _delete_all(store)
-    obstore.put(store, MARK, b"an ingest runs here, or was killed; run it again\n")
+    mark = f"ingest {uuid.uuid4().hex} runs here, or was killed; run it again\n".encode()
+    obstore.put(store, MARK, mark)
+    overtaken = CellrayError(
+        f"another ingest took over {url}", "let that one end, or choose another --out"
+    )
+
+    def ours() -> bool:
+        return _get(store, MARK) == mark
+
+    def check() -> None:
+        if not ours():
+            raise overtaken
+
     try:
+        # The mark is there before: who else writes here must see it before anything is missing.
+        _delete_all(store, but=MARK)
         with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
             scratch = Path(folder) / "scratch"
             scratch.mkdir()
-            yield url, scratch
+            yield url, scratch, check
+        check()
         obstore.delete(store, MARK)
-    except BaseException:
-        _delete_all(store)
+    except BaseException as error:
+        if ours():
+            _delete_all(store)
+        elif isinstance(error, Exception) and not isinstance(error, CellrayError):
+            # What the other deleted is missed before the next check.
+            raise overtaken from error
         raise
 
 
@@ -145,13 +174,12 @@ def _get(store: ObjectStore, path: str) -> bytes | None:
         return None
 
 
-def _delete_all(store: ObjectStore) -> None:
-    """Delete a prefix, what makes it an atlas first."""
+def _delete_all(store: ObjectStore, *, but: str | None = None) -> None:
+    """Delete a prefix, what makes it an atlas first; one object may be kept."""
     if _get(store, ROOT) is not None:
         obstore.delete(store, ROOT)
     for found in obstore.list(store):
-        paths = [item["path"] for item in found]
-        obstore.delete(store, paths)
+        obstore.delete(store, [item["path"] for item in found if item["path"] != but])
 
 
 @contextmanager

@@ -8,7 +8,7 @@ writes ``X`` shard by shard, each shard once.
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def ingest(
     ------
     CellrayError
         A source that cannot be read or holds no counts, sources that share no gene, an unknown
-        layer or column, a place that is taken, a full disk. Nothing is left behind.
+        layer or column, a place that is taken or taken over, a full disk. Nothing is left behind.
     """
     if not sources:
         raise CellrayError("there are no sources", "name at least one file")
@@ -104,7 +104,7 @@ def ingest(
     budget = (memory - _LIBRARIES) // _BYTES_PER_ELEMENT
     n_cells = sum(source.n_cells for source in opened)
     url = normalise(out)
-    with staged(url, overwrite=overwrite) as (place, scratch):
+    with staged(url, overwrite=overwrite) as (place, scratch, check):
         spill = Spill(scratch, len(genes))
 
         def needed() -> int:
@@ -115,7 +115,7 @@ def ingest(
             order = generator(seed, "ingest").permutation(n_cells)
             _read(opened, genes, order, spill, budget, progress)
             digests = [
-                *_write_counts(place, spill, n_cells, budget, progress),
+                *_write_counts(place, spill, n_cells, budget, progress, check),
                 write_obs(place, opened, names, columns, order),
                 write_var(place, genes, opened[0].genes),
             ]
@@ -139,7 +139,7 @@ def ingest(
                     for name, source in zip(names, opened, strict=True)
                 ],
             )
-            commit(place, manifest.to_attributes())
+            commit(place, manifest.to_attributes(), check)
     return Atlas.open(url)
 
 
@@ -172,9 +172,15 @@ def _read(
 
 
 def _write_counts(
-    url: str, spill: Spill, n_cells: int, budget: int, progress: Progress | None
+    url: str,
+    spill: Spill,
+    n_cells: int,
+    budget: int,
+    progress: Progress | None,
+    check: Callable[[], None],
 ) -> list[bytes]:
     """Pass 2: write ``X`` in shuffled order; gives digests of its arrays."""
+    check()
     mean = -(-spill.nnz // n_cells)
     declared = np.dtype(np.int32 if spill.nnz < 1 << 31 else np.int64)
     store = zarr_store(f"{url}/X", create=True)
@@ -197,6 +203,7 @@ def _write_counts(
     size = max(1, _chunk_elements(spill.nnz, budget) // mean)
     with closing(ahead(spill.buckets(n_cells, size, dtype))) as buckets:
         for bucket in buckets:
+            check()
             data.append(bucket.data)
             indices.append(bucket.indices)
             indptr.append((end + np.cumsum(bucket.lengths)).astype(declared))
@@ -204,6 +211,7 @@ def _write_counts(
             cells_done += len(bucket.lengths)
             if progress:
                 progress("write", cells_done, n_cells)
+    check()
     _declare(store, "indices", declared)
     return [stream.close() for stream in (data, indices, indptr)]
 

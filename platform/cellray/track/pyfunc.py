@@ -18,6 +18,7 @@ from anndata import AnnData
 from mlflow.entities import LoggedModel
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
+from pandas.api.extensions import ExtensionDtype
 from scipy.sparse import csr_matrix
 
 from cellray.core.errors import CellrayError
@@ -139,7 +140,8 @@ class Embedder:
         Raises
         ------
         CellrayError
-            Values that are no counts, no gene in common with the model, or another kind of data.
+            Values that are missing or no counts, no gene in common with the model, or another
+            kind of data.
         """
         del params
         if isinstance(data, AnnData):
@@ -173,4 +175,12 @@ def _numbers(data: pd.DataFrame) -> csr_matrix[Any]:
             raise CellrayError(
                 f"column '{name}' holds no numbers ({kind})", "keep the columns of genes only"
             )
+    missing = data.isna().any().to_numpy(dtype=bool)
+    if missing.any():
+        raise CellrayError(
+            f"gene '{data.columns[missing][0]}' has missing values (NA or nan)",
+            "write 0 where a gene was not seen, and leave out genes that were not measured",
+        )
+    if any(isinstance(kind, ExtensionDtype) for kind in data.dtypes):
+        return csr_matrix(data.to_numpy(np.float64))  # pandas would make objects of Int64
     return csr_matrix(data.to_numpy())

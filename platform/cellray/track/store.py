@@ -16,7 +16,7 @@ from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from mlflow import MlflowClient
@@ -32,6 +32,11 @@ QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for eight small files is noise
 }
 MEND = "check the server and MLFLOW_TRACKING_URI, or unset it to use a file in this folder"
+HIDDEN = "***@"
+CREDENTIALS = re.compile(
+    r"//(?:[^\s/:@]*:(?!\d+[/?#])\S*"  # a password may hold / and @, but no host:port/ is one
+    r"|[^\s/?#]*)@"
+)
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -42,6 +47,14 @@ def tracking_uri() -> str:
         return f"sqlite:///{Path.cwd() / '.cellray' / 'mlflow.db'}"
     file = _sqlite_file(given)
     return f"sqlite:///{file}" if file else given
+
+
+def scrub(text: str) -> str:
+    """Replace what stands for a user and a password in every URI of a text by ``***``.
+
+    A URI that lacks its colon, as in ``postgresql//user:password@host``, is no less secret.
+    """
+    return CREDENTIALS.sub(f"//{HIDDEN}", text)
 
 
 def client() -> MlflowClient:
@@ -105,7 +118,7 @@ def store_errors() -> Iterator[None]:
 
 def _explain(error: Exception, uri: str) -> CellrayError | None:
     """Put into words what a user can mend; None for what only a programmer can."""
-    where, line = _public(uri), _first_line(error)
+    where, line = scrub(uri), _first_line(error)
     denied = getattr(error, "error_code", "") in {"PERMISSION_DENIED", "UNAUTHENTICATED"}
     if denied or re.search(r"error code 40[13]\b", line):
         return CellrayError(
@@ -137,7 +150,7 @@ def _reach(uri: str) -> None:
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError) as error:
         raise _explain(error, uri) or CellrayError(
-            f"the tracking store {_public(uri)} cannot be used: {_first_line(error)}", MEND
+            f"the tracking store {scrub(uri)} cannot be used: {_first_line(error)}", MEND
         ) from error
 
 
@@ -147,14 +160,19 @@ def _knock(uri: str) -> None:
         parts = urlsplit(uri)
         port = parts.port or DATABASE_PORTS.get(parts.scheme.partition("+")[0])
         if parts.scheme in {"http", "https"}:
-            urlopen(f"{_public(uri).rstrip('/')}/health", timeout=TIMEOUT).close()
+            address = scrub(uri).replace(HIDDEN, "", 1)  # urlopen takes no user
+            urlopen(f"{address.rstrip('/')}/health", timeout=TIMEOUT).close()
         elif parts.hostname and port:
             socket.create_connection((parts.hostname, port), timeout=TIMEOUT).close()
     except HTTPError:
         return  # it answers; whether as MLflow does shows next
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: a port that is no number
+    except (OSError, HTTPException) as error:
         raise CellrayError(
-            f"no MLflow answers at {_public(uri)}: {_first_line(error)}", MEND
+            f"no MLflow answers at {scrub(uri)}: {_first_line(error)}", MEND
+        ) from error
+    except ValueError as error:  # whose words may be a part of the password
+        raise CellrayError(
+            f"no MLflow answers at {scrub(uri)}: its host or port cannot be read", MEND
         ) from error
 
 
@@ -221,13 +239,6 @@ def _artifacts_beside(file: Path) -> str:
     return (file.parent / "artifacts").as_uri()
 
 
-def _public(uri: str) -> str:
-    """Give a URI without the user and password in it."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return scrub(line)[:200]  # scrubbed first: a cut may take the @ by which it knows a password

@@ -45,6 +45,37 @@ def test_everything_else_becomes_categories(parts, categories, values):
     assert [None if pd.isna(value) else value for value in joined] == values
 
 
+LONG = 2**53 + 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "values"),
+    [
+        ([np.array([LONG, -LONG]), None], [str(LONG), str(-LONG), None]),
+        ([pd.array([LONG, None]), np.array([3])], [str(LONG), None, "3"]),
+        ([np.array([1, LONG]), np.array([2**64 - 1], np.uint64)], ["1", str(LONG), str(2**64 - 1)]),
+        ([np.array([1, LONG]), np.array([0.5])], ["1", str(LONG), "0.5"]),
+        ([pd.Categorical([LONG, 1]), np.array([0.5])], [str(LONG), "1", "0.5"]),
+        (
+            [pd.Categorical([LONG, 1]), pd.Categorical([np.uint64(2**64 - 1)])],
+            [str(LONG), "1", str(2**64 - 1)],
+        ),
+    ],
+)
+def test_long_ids_are_kept_exactly(parts, values):
+    joined = join_column(parts, [2, 1])
+    assert isinstance(joined, pd.Categorical)
+    assert [None if pd.isna(value) else value for value in joined] == values
+
+
+def test_the_longest_ids_that_floats_hold_stay_numbers():
+    joined = join_column([np.array([2**53, -(2**53)]), None], [2, 1])
+    assert joined.dtype == np.float64
+    assert [int(value) for value in joined[:2]] == [2**53, -(2**53)]
+    kept = join_column([np.array([LONG, 1]), np.array([2])], [2, 1])
+    np.testing.assert_array_equal(kept, np.array([LONG, 1, 2]))
+
+
 def test_columns_are_the_union_or_those_wanted(counted, h5ad):
     one, two = counted(), counted()
     two.obs = two.obs.rename(columns={"score": "age"})

@@ -66,6 +66,34 @@ def test_layers_raw_and_x_are_told_apart(counted, h5ad):
     np.testing.assert_array_equal(whole(raw, 50), data.raw.X.toarray())
 
 
+@pytest.mark.parametrize("dtype", ["string", "category"])
+def test_an_encoded_index_has_the_length_of_its_values(counted, h5ad, dtype):
+    data = counted()
+    path = h5ad(data)
+    with (
+        h5py.File(path, "r+") as file,
+        anndata.settings.override(allow_write_nullable_strings=True),
+    ):
+        for table, names in (("obs", data.obs_names), ("var", data.var_names)):
+            del file[f"{table}/_index"]
+            anndata.io.write_elem(file[table], "_index", pd.array(names, dtype=dtype))
+            assert isinstance(file[f"{table}/_index"], h5py.Group)
+    source = open_source(path)
+    assert source.n_cells == 40
+    assert list(source.genes.index) == list(data.var_names)
+    assert list(source.names().astype(np.dtypes.StringDType())) == list(data.obs_names)
+    np.testing.assert_array_equal(whole(source, 50), data.X.toarray())
+
+
+def test_an_index_that_is_no_column_is_refused(counted, h5ad):
+    path = h5ad(counted())
+    with h5py.File(path, "r+") as file:
+        del file["obs/_index"]
+        file["obs"].create_group("_index")
+    with pytest.raises(CellrayError, match=r"index of obs in .*a\.h5ad cannot be read"):
+        open_source(path)
+
+
 def test_unsorted_rows_repeated_entries_and_zeros_are_made_canonical(tmp_path):
     path = tmp_path / "a.h5ad"
     anndata.AnnData(np.ones((2, 3), np.float32)).write_h5ad(path)

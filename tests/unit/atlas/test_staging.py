@@ -6,8 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 import zarr
+from obstore.store import LocalStore
 
-from cellray.atlas.staging import full_disk
+from cellray.atlas import staging, storage, store
+from cellray.atlas.staging import full_disk, staged
 from cellray.atlas.store import Atlas
 from cellray.atlas.write import ingest
 from cellray.core.errors import CellrayError
@@ -70,6 +72,80 @@ def test_what_is_no_atlas_is_never_replaced(counted, h5ad, tmp_path):
 def test_an_empty_folder_may_be_used(counted, h5ad, tmp_path):
     (tmp_path / "out").mkdir()
     assert ingest([h5ad(counted())], tmp_path / "out").n_cells == 40
+
+
+def test_an_atlas_comes_back_when_the_new_one_cannot_take_its_place(counted, h5ad, tmp_path):
+    out = tmp_path / "out"
+    first = ingest([h5ad(counted())], out)
+    # Nothing is written, so that moving it there fails after the old one has moved away.
+    with pytest.raises(FileNotFoundError), staged(str(out), overwrite=True):
+        pass
+    assert Atlas.open(str(out)).digest == first.digest
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.h5ad", "out"]
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """Keep what goes to ``s3://bucket/`` in a folder, written object by object."""
+    folder = tmp_path / "bucket"
+
+    def open_folder(url, *, create=False):
+        place = folder / url.removeprefix("s3://bucket/")
+        return LocalStore(place, mkdir=True, automatic_cleanup=True)
+
+    for module in (staging, storage, store):
+        monkeypatch.setattr(module, "object_store", open_folder)
+    return folder
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stage", ["read", "write"])
+def test_a_prefix_that_another_ingest_took_over_is_left_to_it(
+    counted, h5ad, tmp_path, bucket, stage
+):
+    path, found = h5ad(counted()), []
+
+    def take_over(at, *_):
+        if at == stage and not found:
+            found.append(ingest([path], "s3://bucket/a", seed=1))
+            found.append(files(bucket))
+
+    with pytest.raises(CellrayError, match="another ingest took over s3://bucket/a; let that one"):
+        ingest([path], "s3://bucket/a", progress=take_over)
+    assert found[0].digest == ingest([path], tmp_path / "alone", seed=1).digest
+    assert files(bucket) == found[1]
+
+
+def test_a_prefix_that_is_being_taken_over_is_not_cleaned_up(counted, h5ad, bucket):
+    path, left = h5ad(counted()), []
+
+    def take_over(at, *_):
+        if at == "write" and not left:
+            (bucket / "a" / staging.MARK).write_text("another's")
+            left.append(files(bucket))
+            raise left_off
+
+    left_off = RuntimeError("an error that the other's deleting causes")
+    with pytest.raises(CellrayError, match="another ingest took over") as caught:
+        ingest([path], "s3://bucket/a", progress=take_over)
+    assert caught.value.__cause__ is left_off
+    assert files(bucket) == left[0]
+    assert ingest([path], "s3://bucket/a").n_cells == 40
+    assert bucket / "a" / staging.MARK not in files(bucket)
+
+
+def test_commit_asks_first_whether_the_place_is_ours(bucket):
+    def lose():
+        with staged("s3://bucket/a", overwrite=False) as (place, _, check):
+            (bucket / "a" / staging.MARK).write_text("another's")
+            staging.commit(place, {}, check)
+
+    with pytest.raises(CellrayError, match="another ingest took over"):
+        lose()
+    assert list(files(bucket)) == [bucket / "a" / staging.MARK]
 
 
 SLOW = """

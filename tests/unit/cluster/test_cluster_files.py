@@ -103,6 +103,29 @@ def test_dockerfile_copies_what_exists():
         assert f"!{name.removeprefix('./')}" in ignored
 
 
+def test_image_takes_the_commit_that_runs_record():
+    text = DOCKERFILE.read_text()
+    assert "--build-arg CELLRAY_GIT_COMMIT=" in text
+    argument = re.search(r"^ARG CELLRAY_GIT_COMMIT\b", text, re.MULTILINE)
+    kept = re.search(r"^ENV CELLRAY_GIT_COMMIT=\$CELLRAY_GIT_COMMIT$", text, re.MULTILINE)
+    assert argument
+    assert kept
+    assert text.index("RUN pip") < argument.start() < kept.start()
+
+
+def test_shipped_code_does_not_take_the_images_commit():
+    text = (ROOT / "cluster" / "runtime_env.yaml").read_text()
+    assert yaml.safe_load(text)["env_vars"] == {"CELLRAY_GIT_COMMIT": ""}
+    assert 'env CELLRAY_GIT_COMMIT="$(git describe' in text
+
+
+def test_embeddings_outlive_the_jobs_folder():
+    text = (ROOT / "jobs" / "embed.py").read_text()
+    (out,) = re.findall(r"--out (\S+)", text)
+    assert Path(out).parent == Path("/mnt/shared")
+    assert "that all nodes share (here /mnt/shared" in text
+
+
 def test_runtime_env_ships_the_package():
     shipped = yaml.safe_load((ROOT / "cluster" / "runtime_env.yaml").read_text())
     assert shipped["working_dir"] == "."

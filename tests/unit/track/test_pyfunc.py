@@ -94,6 +94,21 @@ def test_what_is_no_count_is_refused(embedder, adata, value, words):
         embedder.predict(adata)
 
 
+@pytest.mark.parametrize("kind", ["Int64", "UInt16", "Float32"])
+@pytest.mark.parametrize("columns", [1, None])
+def test_nullable_numbers_are_numbers(embedder, adata, expected, kind, columns):
+    table = adata.to_df().astype(int)
+    table = table.astype(dict.fromkeys(table.columns[:columns], kind))
+    np.testing.assert_allclose(embedder.predict(table), expected, atol=1e-5)
+
+
+def test_a_missing_count_is_refused_by_its_gene(embedder, adata):
+    table = adata.to_df().astype("Int64")
+    table.iloc[3, 4] = pd.NA
+    with pytest.raises(CellrayError, match=f"gene '{adata.var_names[4]}' has missing values"):
+        embedder.predict(table)
+
+
 def test_other_inputs_are_refused(embedder, adata, counts):
     with pytest.raises(CellrayError, match="cannot embed a ndarray; give an AnnData"):
         embedder.predict(counts)

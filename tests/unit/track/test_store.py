@@ -1,4 +1,5 @@
 import os
+import re
 import socket
 import sqlite3
 import subprocess
@@ -8,9 +9,10 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from cellray.core.errors import CellrayError
-from cellray.track.store import client, experiment_id, tracking_uri
+from cellray.track.store import client, experiment_id, scrub, store_errors, tracking_uri
 
 
 @pytest.fixture
@@ -130,15 +132,59 @@ def test_server_that_hangs_is_named_within_seconds(monkeypatch):
 def test_server_that_is_not_ours_is_named(status, words, user, web_server, monkeypatch):
     uri = web_server(status)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.replace("//", f"//{user}"))
-    with pytest.raises(CellrayError, match=f"MLflow at {uri} {words}") as error:
+    shown = uri.replace("//", "//***@") if user else uri
+    with pytest.raises(CellrayError, match=re.escape(f"MLflow at {shown} {words}")) as error:
         client()
     assert "hush" not in str(error.value)
+    assert "ann" not in str(error.value)
 
 
 def test_port_that_is_no_number_is_named(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:mlflow")
     with pytest.raises(CellrayError, match=r"no MLflow answers at http://127\.0\.0\.1:mlflow"):
         client()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://bob:s3cret@host:5000/a", "http://***@host:5000/a"),
+        ("postgresql//bob:s3cret@db", "postgresql//***@db"),
+        ("at 'mysql://bob:s3cret@db/x': no", "at 'mysql://***@db/x': no"),
+        ("one http://bob:s3cret@a two http://token@b", "one http://***@a two http://***@b"),
+        ("postgresql://bob:s3/cr@et@db/x", "postgresql://***@db/x"),
+        ("http://host:5000/models@champion", "http://host:5000/models@champion"),
+        ("s3://bucket/a@b and models:/m@champion", "s3://bucket/a@b and models:/m@champion"),
+        ("sqlite:////data/.cellray/mlflow.db", "sqlite:////data/.cellray/mlflow.db"),
+    ],
+)
+def test_scrub_hides_credentials_and_nothing_else(text, shown):
+    assert scrub(text) == shown
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql//bob:s3cret@db",
+        "gopher://bob:s3cret@db/x",
+        "http://bob:s3cret/x@127.0.0.1:1",
+        "postgresql://bob:s3cret/x@127.0.0.1:1/db",
+    ],
+)
+def test_a_uri_that_cannot_be_used_is_named_without_its_password(uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(CellrayError, match=r"//\*\*\*@") as error:
+        client()
+    assert "s3cret" not in str(error.value)
+    assert "bob" not in str(error.value)
+
+
+@pytest.mark.parametrize("padding", [0, 140])  # the second has the line cut within the password
+def test_what_mlflow_says_is_shown_without_the_password(padding, store):
+    uri = f"http://bob:{'s3cret' * 10}@host"
+    with pytest.raises(CellrayError, match="does not answer") as error, store_errors():
+        raise MlflowException(f"API request to {'x' * padding} {uri}/api failed")
+    assert "s3cret" not in str(error.value)
 
 
 @pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "./mlruns", "gopher://x"])
