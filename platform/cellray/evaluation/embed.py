@@ -16,7 +16,7 @@ from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
 from cellray.evaluation.export import Target
-from cellray.feed.batches import from_arrow
+from cellray.feed.batches import flat, from_arrow, listed
 from cellray.feed.session import ray_session
 from cellray.feed.source import sequential_dataset
 from cellray.learn.embed import embed_rows, gene_columns
@@ -152,9 +152,9 @@ def embed_learners(
             num_gpus=1 if gpus else None,
         )
         for table in embedded.iter_batches(batch_size=1, batch_format="pyarrow"):
-            cells = _flat(table, "cells")
+            cells = flat(table, "cells")
             for number, z_ND in enumerate(out):
-                z_ND[cells] = _flat(table, f"z{number}").reshape(len(cells), -1)
+                z_ND[cells] = flat(table, f"z{number}").reshape(len(cells), -1)
             done += len(cells)
             if progress is not None:
                 progress("embed", done, atlas.n_cells)
@@ -206,14 +206,5 @@ class _Embedder:
                 zip(self._learners, self._columns, strict=True)
             )
         }
-        listed: dict[str, NDArray[Any]] = {"cells": rows.cells, **embedded}
-        return pa.table({name: _listed(values) for name, values in listed.items()})
-
-
-def _listed(values: NDArray[Any]) -> pa.LargeListArray:
-    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), pa.array(values))
-
-
-def _flat(table: pa.Table, name: str) -> NDArray[Any]:
-    values: NDArray[Any] = table[name].combine_chunks().flatten().to_numpy()
-    return values
+        columns: dict[str, NDArray[Any]] = {"cells": rows.cells, **embedded}
+        return pa.table({name: listed(values) for name, values in columns.items()})

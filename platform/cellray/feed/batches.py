@@ -56,11 +56,11 @@ def to_arrow(share: Share) -> pa.Table:
     """Pack a share into a table of one row."""
     rows = share.rows
     columns = {
-        "data": _listed(rows.data),
-        "indices": _listed(rows.indices),
-        "indptr": _listed(rows.indptr),
-        "cells": _listed(rows.cells),
-        **{OBS + name: _listed(values) for name, values in rows.obs.items()},
+        "data": listed(rows.data),
+        "indices": listed(rows.indices),
+        "indptr": listed(rows.indptr),
+        "cells": listed(rows.cells),
+        **{OBS + name: listed(values) for name, values in rows.obs.items()},
         "slab": pa.array([share.slab], pa.int64()),
         "n_genes": pa.array([rows.n_genes], pa.int64()),
     }
@@ -70,30 +70,32 @@ def to_arrow(share: Share) -> pa.Table:
 def from_arrow(table: pa.Table) -> Share:
     """Unpack a table of one row; the arrays are views of Arrow's buffers."""
     obs = {
-        name.removeprefix(OBS): _flat(table, name)
+        name.removeprefix(OBS): flat(table, name)
         for name in table.column_names
         if name.startswith(OBS)
     }
     rows = Rows(
-        data=_flat(table, "data"),
-        indices=_flat(table, "indices"),
-        indptr=_flat(table, "indptr"),
+        data=flat(table, "data"),
+        indices=flat(table, "indices"),
+        indptr=flat(table, "indptr"),
         n_genes=table["n_genes"][0].as_py(),
-        cells=_flat(table, "cells"),
+        cells=flat(table, "cells"),
         obs=obs,
     )
     return Share(slab=table["slab"][0].as_py(), rows=rows)
 
 
-def _listed(values: NDArray[Any]) -> pa.LargeListArray:
+def listed(values: NDArray[Any]) -> pa.LargeListArray:
+    """Give a column of one row that holds all values."""
     if values.dtype == bool:  # Arrow packs bits, which NumPy cannot view
         values = values.view(np.uint8)
     plain = values.dtype.kind in "iuf"
-    flat = pa.array(np.ascontiguousarray(values) if plain else values.astype(object))
-    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), flat)
+    items = pa.array(np.ascontiguousarray(values) if plain else values.astype(object))
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), items)
 
 
-def _flat(table: pa.Table, name: str) -> NDArray[Any]:
+def flat(table: pa.Table, name: str) -> NDArray[Any]:
+    """Give the values of such a column, as a view where NumPy has the type."""
     column = table[name].combine_chunks()
     values = column.flatten()
     array: NDArray[Any] = values.to_numpy(zero_copy_only=pa.types.is_primitive(values.type))

@@ -24,7 +24,7 @@ from cellray.track.folder import load_model, read_facts
 from cellray.track.pyfunc import check_flavour
 from cellray.track.register import check_name, register
 from cellray.track.runs import run
-from cellray.track.store import client, store_errors, tracking_uri
+from cellray.track.store import client, scrub, store_errors, tracking_uri
 
 __all__ = ["Resolved", "check_name", "log_evaluation", "register", "resolve"]
 
@@ -92,8 +92,10 @@ def resolve(uri: str) -> Resolved:
             )
         except (MlflowException, OSError) as error:
             raise CellrayError(
-                f"the files of {canonical} cannot be read from {location}: "
-                f"{str(error).splitlines()[0]}",
+                scrub(
+                    f"the files of {canonical} cannot be read from {location}: "
+                    f"{str(error).splitlines()[0]}"
+                ),
                 "check that the artifact store is reachable, or take another version",
             ) from error
         data = check_flavour(folder, found.tags["digest"], canonical)

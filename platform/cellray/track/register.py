@@ -20,7 +20,7 @@ from cellray.core.errors import CellrayError
 from cellray.learn.learner import Learner
 from cellray.track.pyfunc import save_flavour
 from cellray.track.runs import git_commit
-from cellray.track.store import client, store_errors, tracking_uri
+from cellray.track.store import client, scrub, store_errors, tracking_uri
 
 
 def check_name(name: str) -> None:
@@ -146,7 +146,7 @@ def _upload(api: MlflowClient, model: LoggedModel, folder: Path) -> None:
         api.log_model_artifacts(model.model_id, str(folder))
     except (MlflowException, OSError) as error:
         raise CellrayError(
-            f"the model cannot be stored in {model.artifact_location}: {error}",
+            scrub(f"the model cannot be stored in {model.artifact_location}: {error}"),
             "check that there is room and that you may write there",
         ) from error
 
