@@ -172,7 +172,8 @@ def test_artifact_that_was_changed_on_the_server_is_refused(on_server):
 
 def test_upload_that_the_server_cannot_store_leaves_nothing(on_server, monkeypatch):
     """The server's artifact folder becomes a file, as a full or lost disk would refuse."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    # One retry: the upload fails soon, and a busy server may still take back what was begun.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     artifacts = on_server.folder / "artifacts"
     artifacts.rename(on_server.folder / "aside")
     artifacts.touch()

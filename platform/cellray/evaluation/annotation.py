@@ -265,14 +265,14 @@ def _unseen(labels: NDArray[np.str_], splits: Sequence[Split]) -> list[str]:
 
 
 def _protocol(cells: int, classes: int, splits: int, spec: Spec) -> str:
-    how = (
-        f"70/30, stratified by {spec.label}"
-        if spec.split_by is None
-        else f"30 % of the values of {spec.split_by} held out whole"
-    )
     times = "once" if splits == 1 else f"in {splits} ways"
+    how = (
+        f"70/30 {times}, stratified by {spec.label}"
+        if spec.split_by is None
+        else f"{times}, 30 % of the values of {spec.split_by} held out whole"
+    )
     return (
-        f"{cells:,} cells of {classes} types were split {times}, {how} (seed {spec.seed}). "
+        f"{cells:,} cells of {classes} types were split {how} (seed {spec.seed}). "
         f"A {K}-nearest-neighbour classifier and a logistic regression were fitted on the frozen "
         "embeddings of the training cells and scored on the test cells."
     )
