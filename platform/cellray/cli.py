@@ -75,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(*_usage(error), as_json="--json" in arguments)
     except Exception as error:  # noqa: BLE001 - the outermost place: bugs show their traceback
         cause = user_error(error)
+        if cause is None and interrupted(error):
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
         if cause is None:
             traceback.print_exception(error)
             return 1
@@ -82,6 +85,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def interrupted(error: BaseException) -> bool:
+    """Say whether Ctrl-C is at the root of an error: Ray Train wraps it in its own."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, KeyboardInterrupt) or type(found).__name__ == "KeyboardInterrupt":
+            return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 def user_error(error: BaseException) -> CellrayError | None:

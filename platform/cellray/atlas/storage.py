@@ -32,7 +32,8 @@ def is_remote(url: str) -> bool:
 
 def normalise(url: str | Path) -> str:
     """Give an absolute local path, or the object store's URL without a trailing slash."""
-    text = str(url).rstrip("/")
+    text = str(url)
+    text = text if text.endswith("://") else text.rstrip("/")
     if is_remote(text):
         return text
     return str(Path(text.removeprefix("file://")).expanduser().absolute())

@@ -107,6 +107,9 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     return facts
 
 
+LOADED_FROM = "registered_model_meta"  # MLflow writes it into a local store's own files
+
+
 def file_digest(path: Path) -> str:
     """Give the SHA-256 of a file, as hex."""
     with path.open("rb") as file:
@@ -114,7 +117,11 @@ def file_digest(path: Path) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Give one SHA-256 over the names and contents of all files in a folder, as hex."""
+    """Give one SHA-256 over the names and contents of all files in a folder, as hex.
+
+    The file at the top in which MLflow notes, at loading, where a model came from does not count.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in files if path != folder / LOADED_FROM]
     lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

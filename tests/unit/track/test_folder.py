@@ -86,3 +86,13 @@ def test_folder_digest_sees_names_and_contents(tmp_path):
     (tmp_path / "a" / "y").write_text("1")
     (tmp_path / "a" / "y").rename(tmp_path / "a" / "x")
     assert folder_digest(tmp_path) == first
+
+
+def test_the_note_that_mlflow_leaves_at_loading_does_not_count(tmp_path):
+    (tmp_path / "a").write_text("a")
+    first = folder_digest(tmp_path)
+    (tmp_path / "registered_model_meta").write_text("model_name: m")
+    assert folder_digest(tmp_path) == first
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "registered_model_meta").write_text("model_name: m")
+    assert folder_digest(tmp_path) != first
