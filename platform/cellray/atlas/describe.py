@@ -7,7 +7,7 @@ import numpy as np
 import obstore
 import pandas as pd
 
-from cellray.atlas.storage import object_store, storage_errors
+from cellray.atlas.storage import intact, object_store, storage_errors
 from cellray.atlas.store import CAST, Atlas
 
 TOP_VALUES = 8
@@ -30,8 +30,8 @@ def describe(atlas: Atlas) -> dict[str, Any]:
         ``sources`` as the manifest has them.
     """
     manifest = atlas.manifest
-    obs = atlas.obs()
-    with storage_errors(atlas.url):
+    with storage_errors(atlas.url), intact(atlas.url):
+        obs = atlas.obs()
         store = object_store(atlas.url)
         n_bytes = sum(item["size"] for page in obstore.list(store) for item in page)
         arrays = {name: _layout(store, f"X/{name}") for name in ("data", "indices", "indptr")}

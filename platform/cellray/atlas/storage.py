@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ZarrStore = _ZarrStore[ObjectStore]
 
+COPY_AGAIN = "copy the atlas again, whole, or ingest its sources anew"
+
 
 def is_remote(url: str) -> bool:
     """Say whether a URL names an object store rather than a local folder."""
@@ -125,3 +127,12 @@ def native_codecs() -> Iterator[None]:
         # zarrs reopens the store in Rust and says that it shares no connections with Python.
         warnings.filterwarnings("ignore", "Successfully reconstructed a store")
         yield
+
+
+@contextmanager
+def intact(url: str) -> Iterator[None]:
+    """Name an atlas whose metadata lacks a file that the manifest promises."""
+    try:
+        yield
+    except (FileNotFoundError, KeyError) as error:
+        raise CellrayError(f"{url} lacks a part: {error}", COPY_AGAIN) from error

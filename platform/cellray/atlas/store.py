@@ -23,6 +23,7 @@ from zarr.core.array import AsyncArray
 from zarr.storage import StorePath
 
 from cellray.atlas.storage import (
+    COPY_AGAIN,
     ZarrStore,
     native_codecs,
     normalise,
@@ -123,6 +124,8 @@ class Atlas:
                         "run 'cellray ingest' again",
                     ) from error
                 raise CellrayError(f"no atlas at {url}", "check the URL") from error
+            except json.JSONDecodeError as error:
+                raise CellrayError(f"{url}: its zarr.json is broken", COPY_AGAIN) from error
         found = root.get("attributes", {}).get("cellray")
         if found is None:
             raise CellrayError(
@@ -238,7 +241,7 @@ class Atlas:
             if gone:
                 raise CellrayError(
                     f"{self.url}: X/{array} lacks chunks of cells {span.start} to {span.stop - 1}",
-                    "copy the atlas again, whole, or ingest its sources anew",
+                    COPY_AGAIN,
                 )
 
     def read_cells(

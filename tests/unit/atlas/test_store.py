@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
+from cellray.atlas.describe import describe
 from cellray.atlas.simulate import Simulation, simulate
 from cellray.atlas.store import Atlas, open_cached
 from cellray.atlas.write import ingest
@@ -161,3 +162,15 @@ def test_sparse_cells_are_read_in_pieces(tmp_path, monkeypatch):
     assert max(map(len, spans)) <= 16
     whole = read(Span(0, 100)).to_scipy()[::3]
     assert (rows.to_scipy() != whole).nnz == 0
+
+
+@pytest.mark.parametrize("gone", ["X/data/zarr.json", "obs/zarr.json", "zarr.json"])
+def test_metadata_that_is_gone_or_empty_is_named(tmp_path, gone):
+    simulate(tmp_path / "cells.h5ad", Simulation(n_cells=50, n_genes=30))
+    atlas = ingest([tmp_path / "cells.h5ad"], tmp_path / "atlas")
+    if gone == "zarr.json":
+        (tmp_path / "atlas" / gone).write_text("")
+    else:
+        (tmp_path / "atlas" / gone).unlink()
+    with pytest.raises(CellrayError, match="copy the atlas again"):
+        describe(Atlas.open(atlas.url))
