@@ -8,7 +8,7 @@ MAKE_VENV = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("c
   || { $(PYTHON) -m venv --clear --without-pip $(1) && $(PYTHON) -m pip --python $(1)/bin/python install pip; }; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test test-slow test-all bench-bladder bench-indices clean
+.PHONY: help install demo lint format test test-slow test-all bench-bladder bench-feed bench-first-layer bench-readers clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,8 +41,14 @@ DATA ?= ../shared/data
 bench-bladder: .venv/.installed  ## pre-train on real counts, score beside the baselines
 	$(BIN)/python tests/benchmarks/bladder.py $(DATA)/mouse_bladder_2100.h5ad
 
-bench-indices: .venv/.installed  ## time reads by how gene indices are stored
-	$(BIN)/python tests/benchmarks/index_storage.py
+bench-feed: .venv/.installed .venv-scdataset/.installed .venv-annbatch/.installed  ## measure the feed beside other loaders
+	$(BIN)/python tests/benchmarks/feed.py $(ARGS)
+
+bench-readers: .venv/.installed  ## time the atlas's reader beside zarrs and zarr
+	$(BIN)/python tests/benchmarks/readers.py
+
+bench-first-layer: .venv/.installed  ## time training steps on a CPU, dense and sparse
+	$(BIN)/python tests/benchmarks/first_layer.py
 
 clean:  ## remove what the tools left; environments and .cellray stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
@@ -57,3 +63,18 @@ clean:  ## remove what the tools left; environments and .cellray stay
 	$(call MAKE_VENV,.venv-s3)
 	.venv-s3/bin/python -m pip install -r tests/integration/s3-constraints.txt
 	touch $@
+
+# scDataset is measured in cellray's own environment; its dependencies are there.
+.venv-scdataset/.installed: .venv/.installed
+	$(BIN)/python -m pip install --no-deps --upgrade --target .venv-scdataset scdataset==0.3.0
+	touch $@
+
+# annbatch needs Python 3.12: without one the benchmark says so and leaves it out.
+NEWER := $(addprefix python3.,14 13 12) $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python) python3
+PYTHON312 ?= $(shell for python in $(NEWER); do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$python && break; done)
+
+.venv-annbatch/.installed: PYTHON = $(PYTHON312)
+.venv-annbatch/.installed: tests/benchmarks/annbatch-constraints.txt
+	@if test -z '$(PYTHON312)'; then echo 'no Python >= 3.12 found: annbatch is left out; set PYTHON312='; \
+	else $(call MAKE_VENV,.venv-annbatch) && .venv-annbatch/bin/python -m pip install -r $< && touch $@; fi

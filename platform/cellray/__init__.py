@@ -1,7 +1,8 @@
 """Self-supervised learning on single-cell atlases, on Ray.
 
-The verbs of the command line are functions here: `ingest`, `pretrain`, `evaluate`, `embed`.
-They load their modules on first use, so that ``import cellray`` pulls in neither torch nor Ray.
+The verbs of the command line are functions here, `ingest`, `pretrain`, `evaluate`, `embed` among
+them. They load their modules on first use, so that ``import cellray`` pulls in neither torch nor
+Ray.
 """
 
 from importlib import import_module
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 _VERBS = {
     "Atlas": "cellray.atlas.store",
     "Recipe": "cellray.core.recipe",
+    "append": "cellray.atlas.write",
     "embed": "cellray.evaluation.embed",
     "evaluate": "cellray.evaluation.run",
     "ingest": "cellray.atlas.write",

@@ -9,7 +9,7 @@ SCORES = ("macro_f1", "micro_f1")
 def atlas_text(document: Mapping[str, Any]) -> str:
     """Lay out what `cellray.atlas.describe.describe` found."""
     arrays = {
-        f"X/{name}": f"{layout['declared']}"
+        name: f"{layout['declared']}"
         + (f", stored as {layout['stored']}" if layout["stored"] != layout["declared"] else "")
         + f"; chunks of {layout['chunk']:,}, shards of {layout['shard']:,}"
         for name, layout in document["arrays"].items()
@@ -24,17 +24,47 @@ def atlas_text(document: Mapping[str, Any]) -> str:
         "size": size(document["bytes"]),
     }
     columns = {name: _column(found) for name, found in document["obs"].items()}
+    splits = {name: _split(found) for name, found in document["splits"].items()}
     sources = [
-        [one["name"], one["cells"], one["genes"], one["layer"], one["path"]]
+        [one["name"], one["cells"], one["genes"], one["genes_matched"], one["layer"], one["path"]]
         for one in document["sources"]
     ]
     return "\n\n".join(
         [
             facts(head | arrays),
             "obs\n" + indent(facts(columns)),
-            "sources\n" + indent(table(["name", "cells", "genes", "layer", "path"], sources)),
+            "sources\n"
+            + indent(table(["name", "cells", "genes", "matched", "layer", "path"], sources)),
+            *(["splits\n" + indent(facts(splits))] if splits else []),
         ]
     )
+
+
+def plan_text(document: Mapping[str, Any]) -> str:
+    """Lay out what `cellray.atlas.forecast.forecast` found."""
+    plan, gets, read = document["plan"], document["gets"], document["bytes"]
+    memory = {name: size(n_bytes) for name, n_bytes in document["memory"].items()}
+    tail = {"drop": "left out, others each epoch", "pad": "come twice, others each epoch"}
+    lines = {
+        "epoch": f"{plan['cells']:,} cells in {plan['slabs_per_epoch']:,} slabs and "
+        f"{plan['steps_per_epoch']:,} steps, of {plan['training_cells']:,} training cells",
+        "run": f"{plan['epochs']:,} epochs, {plan['steps']:,} steps on {plan['workers']} workers",
+        "slab": f"{plan['slab']:,} cells: {plan['slab_batches']} batches of "
+        f"{plan['batch_size']:,}, {plan['mix']} blocks of {plan['block']:,}",
+        "tail": f"{document['tail_cells']:,} cells an epoch {tail[document['tail']]}",
+        "GETs": f"{gets['slab']:,.1f} a slab, {gets['epoch']:,.0f} an epoch",
+        "bytes": f"{size(read['slab'])} a slab, {size(read['epoch'])} an epoch",
+        "decoded": f"{document['amplification']:.2f} of what is wanted",
+        "memory": f"{memory['slab']} a slab, {memory['share']} a worker's share of it; "
+        f"{memory['worker']} a worker, of it {memory['selection']} for weights and split",
+    }
+    if "entropy" in document:
+        bits = document["entropy"]
+        lines["entropy"] = (
+            f"{bits['batch']:.4f} bits of {document['label']} a batch, {bits['random']:.4f} if "
+            f"batches were random, {bits['epoch']:.4f} in all"
+        )
+    return f"{facts(lines)}\nestimated from {document['sampled_slabs']} slabs, indices warm"
 
 
 def report_text(document: Mapping[str, Any]) -> str:
@@ -126,6 +156,12 @@ def size(n_bytes: int) -> str:
     while amount >= 999.5 and len(units) > 1:
         amount, _ = amount / 1000, units.pop()
     return f"{amount:,.3g} {units[-1]}" if amount < 1000 else f"{amount:,.0f} {units[-1]}"
+
+
+def _split(found: Mapping[str, Any]) -> str:
+    how = f" by {found['by']}" if found["by"] else ""
+    how += f" stratified by {found['stratify']}" if found["stratify"] else ""
+    return ", ".join(f"{count:,} {side}" for side, count in found["cells"].items()) + how
 
 
 def _column(found: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cellray import __version__
+from cellray.cli_atlas import atlas_verbs
 from cellray.cli_models import models
 from cellray.cli_verbs import verbs
 from cellray.console import dump
@@ -30,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(verbs)
+app.add_typer(atlas_verbs)
 app.add_typer(models, name="models")
 
 

@@ -3,15 +3,17 @@
 Whatever is heavy is imported inside the functions, so that help and completion stay instant.
 """
 
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cellray import answers
 from cellray.console import console
+
+if TYPE_CHECKING:
+    from cellray.core.recipe import Recipe
 
 EPOCHS = 60
 """Passes of the demo over its 700 cells: about half a minute on two cores."""
@@ -27,6 +29,13 @@ AtlasUrl = Annotated[str, typer.Option("--atlas", metavar="URL", help=ATLAS)]
 ModelUri = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="models:/NAME@alias, models:/NAME/3 or runs:/ID."),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="YAML file; without it, the masked autoencoder's defaults."),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Ray Train workers; as --set train.num_workers=N.")
 ]
 Changes = Annotated[
     list[str] | None,
@@ -45,80 +54,6 @@ def examples(*lines: str) -> str:
 
 @verbs.command(
     epilog=examples(
-        "cellray ingest plate1.h5ad plate2.h5ad --out plates.zarr",
-        "cellray ingest filtered_feature_bc_matrix.h5 --out s3://bucket/pbmc",
-    )
-)
-def ingest(
-    sources: Annotated[
-        list[str],
-        typer.Argument(metavar="SOURCE...", help=".h5ad files, 10x .h5 files, 10x mtx folders."),
-    ],
-    out: Annotated[str, typer.Option(metavar="URL", help=f"The atlas to write. {ATLAS}")],
-    *,
-    layer: Annotated[
-        str | None, typer.Option(help="Matrix of the .h5ad files: X, raw, or a layer's name.")
-    ] = None,
-    obs: Annotated[
-        str | None, typer.Option(help="obs columns to keep, as a,b,c; all by default.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the cells' shuffle.")] = 0,
-    memory: Annotated[float, typer.Option(help="Gigabytes of memory to stay below.")] = 2.0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an atlas that is there.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Turn files of counts into one atlas.
-
-    Cells are shuffled over all files, genes are those that all files share; memory stays bounded.
-    """
-    with console(as_json=json) as to:
-        from cellray.atlas.describe import describe
-        from cellray.atlas.write import ingest as run
-
-        began = time.monotonic()
-        atlas = run(
-            sources,
-            out,
-            layer=layer,
-            obs=_words(obs),
-            seed=seed,
-            memory=int(memory * 2**30),
-            overwrite=overwrite,
-            progress=to.progress,
-        )
-        seconds = time.monotonic() - began
-        text = (
-            f"wrote {atlas.url}: {atlas.n_cells:,} cells x {atlas.n_genes:,} genes in "
-            f"{seconds:.1f} s ({atlas.n_cells / seconds:,.0f} cells/s)\n"
-            f"next: cellray inspect {out}"
-        )
-        to.answer(describe(atlas) | {"seconds": seconds}, text)
-
-
-@verbs.command(
-    epilog=examples("cellray inspect plates.zarr", "cellray inspect s3://bucket/pbmc --json")
-)
-def inspect(
-    atlas: Annotated[str, typer.Argument(metavar="URL", help=ATLAS)],
-    *,
-    json: Json = False,
-) -> None:
-    """Say what an atlas holds.
-
-    Size, dtypes, chunks and shards, obs columns with their values, sources, digest.
-    """
-    with console(as_json=json) as to:
-        from cellray.atlas.describe import describe
-        from cellray.atlas.store import Atlas
-
-        document = describe(Atlas.open(atlas))
-        to.answer(document, answers.atlas_text(document))
-
-
-@verbs.command(
-    epilog=examples(
         "cellray pretrain --atlas plates.zarr --name plates",
         "cellray pretrain --recipe configs/pretrain/simclr.yaml --atlas plates.zarr --name simclr",
         "cellray pretrain --atlas s3://b/pbmc --name pbmc --set train.epochs=50 --num-workers 4",
@@ -128,13 +63,9 @@ def pretrain(
     atlas: AtlasUrl,
     name: Annotated[str, typer.Option(help="Name of the model in the registry.")],
     *,
-    recipe: Annotated[
-        Path | None, typer.Option(help="YAML file; without it, the masked autoencoder's defaults.")
-    ] = None,
+    recipe: RecipeFile = None,
     changes: Changes = None,
-    num_workers: Annotated[
-        int | None, typer.Option(help="Ray Train workers; as --set train.num_workers=N.")
-    ] = None,
+    num_workers: Workers = None,
     strategy: Annotated[
         Literal["ddp", "fsdp"] | None,
         typer.Option(help="Replicate or shard; as --set train.strategy=."),
@@ -151,14 +82,12 @@ def pretrain(
     Ray Data feeds Ray Train's workers; the run is MLflow's, and so is the model's next version.
     """
     with console(as_json=json) as to:
-        from cellray.core.recipe import Recipe
         from cellray.train.run import pretrain as run
 
         chosen = list(changes or ())
-        chosen += [f"train.num_workers={num_workers}"] if num_workers is not None else []
         chosen += [f"train.strategy={strategy}"] if strategy is not None else []
         ref = run(
-            Recipe.load(recipe, chosen) if recipe else Recipe().with_(chosen),
+            recipe_of(recipe, chosen, num_workers),
             atlas,
             name,
             experiment=experiment,
@@ -283,5 +212,15 @@ def demo(
         raise typer.Exit(1)
 
 
-def _words(text: str | None) -> list[str] | None:
+def recipe_of(file: Path | None, changes: list[str] | None, num_workers: int | None) -> "Recipe":
+    """Read a recipe, or take the default, with the changes of a command line."""
+    from cellray.core.recipe import Recipe
+
+    chosen = list(changes or ())
+    chosen += [f"train.num_workers={num_workers}"] if num_workers is not None else []
+    return Recipe.load(file, chosen) if file else Recipe().with_(chosen)
+
+
+def words(text: str | None) -> list[str] | None:
+    """Take apart a list that is given as a,b,c."""
     return None if text is None else [word.strip() for word in text.split(",") if word.strip()]

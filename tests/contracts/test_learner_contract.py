@@ -9,6 +9,7 @@ from scipy.sparse import csr_matrix
 from torch import nn
 
 from cellray.core.recipe import Recipe
+from cellray.core.sparse import Sparse, dense
 from cellray.learn.embed import embed_matrix
 from cellray.learn.learner import Learner, check_recipe
 from cellray.learn.optim import make_optimizer, make_schedule
@@ -50,6 +51,11 @@ def arguments(counts):
     return x, x.sum(1), torch.arange(len(x)), 0
 
 
+def sparse_of(x):
+    rows, columns = x.nonzero().T
+    return Sparse(x[rows, columns], rows, columns, tuple(x.shape))
+
+
 def without_dropout(learner):
     for module in learner.modules():
         if isinstance(module, nn.Dropout):
@@ -84,6 +90,30 @@ def test_gradients_reach_every_parameter(objective, encoder):
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name
+
+
+@pairs
+def test_sparse_counts_give_the_loss_and_gradients_of_dense_ones(objective, encoder):
+    x, totals, cells, _ = arguments(simulate())
+    results = []
+    for counts in (x, sparse_of(x)):
+        learner = without_dropout(make(objective, encoder))
+        parts = learner(counts, totals, cells, 3)
+        parts["loss"].backward()
+        results.append((parts, {name: p.grad for name, p in learner.named_parameters()}))
+    (parts, grads), (sparse_parts, sparse_grads) = results
+    torch.testing.assert_close(sparse_parts, parts, rtol=1e-5, atol=1e-6)
+    for name, grad in grads.items():
+        small = 1e-5 * grad.abs().max().item()
+        torch.testing.assert_close(sparse_grads[name], grad, rtol=1e-5, atol=small, msg=name)
+
+
+@pairs
+def test_sparse_counts_embed_as_dense_ones_do(objective, encoder):
+    learner = make(objective, encoder)
+    x, totals, _, _ = arguments(simulate())
+    found = learner.embed(sparse_of(x), totals)
+    torch.testing.assert_close(found, learner.embed(x, totals), rtol=0, atol=1e-5)
 
 
 @pairs
@@ -180,3 +210,8 @@ def test_views_follow_from_their_key_and_say_what_they_hid(name):
         assert not one[hidden].any()
         other = view(torch.where(hidden, x + 1, x), key)[0]
         assert torch.equal(other, one)
+    sparse, also_hidden = view(sparse_of(x), key)
+    assert torch.equal(dense(sparse), one)
+    assert (also_hidden is None) == (hidden is None)
+    if hidden is not None:
+        assert torch.equal(also_hidden, hidden)

@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
+from tests.integration.proxy import Proxy, proxied
 
 ROOT = Path(__file__).parents[2]
 SWIFT = ROOT / ".venv-s3" / "bin"
@@ -166,6 +167,14 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture
+def s3_proxy(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before the object store, through which cellray reaches it."""
+    with proxied(s3.env["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,10 @@ def test_a_run_is_one_mlflow_run_with_every_step_once(alone, atlas):
 def test_the_tail_of_every_epoch_is_listed(alone, atlas, tmp_path):
     file = client().download_artifacts(alone[0].run_id, "plan.json", str(tmp_path))
     plan = json.loads(Path(file).read_text())
-    spans = plan["tail_spans_by_epoch"]
+    spans = plan["tail_positions_by_epoch"]
     assert plan["tail_cells"] == 850 - 6 * 128
+    assert client().get_run(alone[0].run_id).data.params["epoch_cells_dropped"] == "82"
+    assert len(spans) == plan["epochs"]
     for listed in spans.values():
         assert sum(span["stop"] - span["start"] for span in listed) == plan["tail_cells"]
 

@@ -17,13 +17,15 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.mark.slow
 def test_the_tour_of_the_readme_runs(tmp_path):
-    for number in (1, 2):
+    for number in (1, 2, 3):
         cells = simulate_anndata(Simulation(n_cells=300, n_genes=100, seed=number))
         cells.write_h5ad(tmp_path / f"plate{number}.h5ad")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tour,) = re.findall(r"^```\n(\.venv/bin/cellray ingest.*?)^```", README, re.M | re.S)
+    tours = re.findall(r"^```\n(\.venv/bin/cellray ingest.*?)^```", README, re.M | re.S)
+    assert len(tours) == 2
     cellray = str(Path(sys.executable).with_name("cellray"))
-    run(["bash", "-euc", tour.replace(".venv/bin/cellray", cellray)], tmp_path)
+    for tour in tours:
+        run(["bash", "-euc", tour.replace(".venv/bin/cellray", cellray)], tmp_path)
     embedded = anndata.read_h5ad(tmp_path / "plates.h5ad")
     assert embedded.obsm["X_cellray"].shape == (600, 64)
 

@@ -57,7 +57,9 @@ def alone(tmp_path, monkeypatch):
 
 
 def test_the_verbs_are_those_of_the_house():
-    wanted = "ingest inspect pretrain evaluate embed ui demo models\\ list models\\ show models\\ "
+    wanted = (
+        "ingest inspect split pretrain evaluate embed ui demo models\\ list models\\ show models\\ "
+    )
     assert set(VERBS) >= set(shlex.split(f"{wanted}promote"))
 
 
@@ -115,6 +117,39 @@ def test_inspect_for_people_and_for_programs(atlas, capfd):
     assert json.loads(capfd.readouterr().out) == json.loads(json.dumps(document))
 
 
+def test_inspect_a_plan_for_people_and_for_programs(atlas, capfd):
+    words = ["inspect", atlas, "--plan", "--label", "donor", "--set", "data.batch_size=16"]
+    assert main([*words, "--num-workers", "2"]) == 0
+    text = capfd.readouterr().out
+    assert "108 cells in 6 slabs and 6 steps" in text
+    assert "12 cells an epoch left out" in text
+    assert "180 steps on 2 workers" in text
+    assert main([*words, "--set", "data.tail=pad", "--json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["plan"]["steps_per_epoch"] == 7
+    assert (document["tail"], document["tail_cells"]) == ("pad", 4)
+    assert 0 < document["entropy"]["batch"] <= document["entropy"]["epoch"]
+    assert document["gets"]["epoch"] == 7 * document["gets"]["slab"]
+
+
+def test_a_split_is_made_once_listed_and_named(h5ad, tmp_path, capfd):
+    url = str(tmp_path / "atlas")
+    assert main(["ingest", str(h5ad), "--out", url]) == 0
+    capfd.readouterr()
+    words = ["split", url, "--name", "held", "--by", "donor", "--values", "donor_0"]
+    assert main([*words, "--test-values", "donor_1, donor_2", "--json"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    counts = Atlas.open(url).obs(["donor"])["donor"].value_counts()
+    assert facts["cells"]["validation"] == counts["donor_0"]
+    assert facts["cells"]["test"] == counts["donor_1"] + counts["donor_2"]
+    assert main(["inspect", url]) == 0
+    assert f"{facts['cells']['train']} train" in capfd.readouterr().out
+    assert main(["inspect", url, "--plan", "--json", "--set", "data.split=held"]) == 2
+    assert "do not fill one batch" in json.loads(capfd.readouterr().out)["error"]
+    assert main(words) == 2
+    assert "already" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("flag", [[], ["--json"]])
 def test_a_users_error_is_one_line_and_exit_2(flag, tmp_path, capfd):
     assert main(["inspect", str(tmp_path / "nothing"), *flag]) == 2
@@ -134,6 +169,10 @@ def test_a_users_error_is_one_line_and_exit_2(flag, tmp_path, capfd):
         (["ingst"], "'ingst'.*ingest.*cellray --help"),
         (["ingest"], "Missing.*cellray ingest --help"),
         (["inspect", "a", "--nonsense"], "--nonsense.*cellray inspect --help"),
+        (["inspect", "{atlas}", "--label", "donor"], "add --plan"),
+        (["inspect", "{atlas}", "--plan", "--set", "data.balance=doner"], "did you mean 'donor'"),
+        (["split", "{atlas}", "--name", "s", "--by", "doner"], "did you mean 'donor'"),
+        (["split", "{atlas}", "--name", "s", "--by", "donor", "--values", "x"], "no value 'x'"),
         (["pretrain", "--atlas", "a", "--name", "b", "--strategy", "x"], "strategy.*'ddp', 'fsdp'"),
         (["models"], "cellray models --help"),
         (["ui", "--port", "0"], "port"),

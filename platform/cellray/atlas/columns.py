@@ -93,17 +93,16 @@ def write_obs(
     return write_table(f"{url}/obs", written(), [*columns, SOURCE, ROW, NAME], len(order), index)
 
 
-def write_var(url: str, genes: NDArray[np.str_], table: pd.DataFrame) -> bytes:
+def write_var(url: str, table: pd.DataFrame) -> bytes:
     """Write the genes' table: its numbers, strings and categories; gives a digest."""
-    table = table.loc[pd.Index(genes)]
     kept = [
         str(name)
         for name, column in table.items()
         if name != "_index" and column.dtype.kind in "biufOT"
     ]
-    columns = ((name, join_column([table[name].array], [len(genes)])) for name in kept)
-    names = genes.astype(np.dtypes.StringDType())
-    return write_table(f"{url}/var", columns, kept, len(genes), lambda rows: names[rows])
+    columns = ((name, join_column([table[name].array], [len(table)])) for name in kept)
+    names = np.asarray(table.index, dtype=np.dtypes.StringDType())
+    return write_table(f"{url}/var", columns, kept, len(table), lambda rows: names[rows])
 
 
 def join_column(parts: Sequence[Any], sizes: Sequence[int]) -> Column:
@@ -148,7 +147,8 @@ def _join_categories(
 ) -> pd.Categorical:
     """Join columns as categories, in the order in which they first come."""
     parts = [None if column is None else pd.Categorical(column) for column in columns]
-    given = [part.categories for part in parts if part is not None]
+    known = [part for part in parts if part is not None]
+    given = [part.categories for part in known]
     numbers = {index.dtype.kind for index in given} <= set("iuf") and _holds(
         np.result_type(*(index.to_numpy().dtype for index in given)), given
     )
@@ -170,7 +170,9 @@ def _join_categories(
         else np.append(union.get_indexer(pd.Index(label)), -1)[part.codes]
         for part, label, size in zip(parts, labels, sizes, strict=True)
     ]
-    return pd.Categorical.from_codes(np.concatenate(codes), union)
+    # An order holds where all sources put the same categories in it.
+    ordered = all(part.ordered and part.categories.equals(given[0]) for part in known)
+    return pd.Categorical.from_codes(np.concatenate(codes), union, ordered=ordered)
 
 
 def _holds(dtype: np.dtype[Any], columns: Sequence["pd.Series[Any] | pd.Index[Any]"]) -> bool:
@@ -219,7 +221,7 @@ def write_table(
         "_index": "_index",
         "column-order": list(names),
     }
-    group = zarr.create_group(zarr_store(url, create=True), attributes=attributes)
+    group = zarr.create_group(zarr_store(url, create=True), attributes=attributes, overwrite=True)
     digest = hashlib.sha256()
     for name, column in columns:
         digest.update(f"{name}:{column.dtype}".encode())
@@ -231,11 +233,16 @@ def write_table(
             digest.update(column.codes.astype(np.int32).tobytes())
         else:
             digest.update(column.tobytes())
-        # Its own default, which it announces to change, is one chunk for a whole column.
-        with anndata.settings.override(auto_shard_zarr_v3=False):
-            anndata.io.write_elem(group, name, column, dataset_kwargs={"chunks": (CHUNK,)})
+        write_element(group, name, column)
     _write_strings(group, "_index", n_rows, index, digest)
     return digest.digest()
+
+
+def write_element(group: zarr.Group, name: str, column: Column) -> None:
+    """Write a column as anndata encodes it."""
+    # anndata's own default, which it announces to change, is one chunk for a whole column.
+    with anndata.settings.override(auto_shard_zarr_v3=False):
+        anndata.io.write_elem(group, name, column, dataset_kwargs={"chunks": (CHUNK,)})
 
 
 def _write_strings(

@@ -1,14 +1,14 @@
 """What an atlas holds, for people: the facts behind ``cellray inspect``."""
 
-import json
 from typing import Any
 
 import numpy as np
 import obstore
 import pandas as pd
 
+from cellray.atlas.shards import Layout
 from cellray.atlas.storage import intact, object_store, storage_errors
-from cellray.atlas.store import CAST, Atlas
+from cellray.atlas.store import Atlas
 
 TOP_VALUES = 8
 
@@ -25,7 +25,8 @@ def describe(atlas: Atlas) -> dict[str, Any]:
     -------
     dict
         ``url``, ``digest``, ``cells``, ``genes``, ``nonzeros``, ``nonzeros_per_cell``,
-        ``max_count``, ``bytes``, ``seed``; ``arrays`` by name with ``declared`` and ``stored``
+        ``max_count``, ``bytes``, ``seed``; ``parts`` with the cells of each, ``matrices`` that ride
+        along, ``splits``; ``arrays`` by path with ``declared`` and ``stored``
         dtype, ``chunk`` and ``shard`` in elements; ``obs`` by column (`describe_column`);
         ``sources`` as the manifest has them.
     """
@@ -34,7 +35,11 @@ def describe(atlas: Atlas) -> dict[str, Any]:
         obs = atlas.obs()
         store = object_store(atlas.url)
         n_bytes = sum(item["size"] for page in obstore.list(store) for item in page)
-        arrays = {name: _layout(store, f"X/{name}") for name in ("data", "indices", "indptr")}
+        arrays = {
+            f"{part.facts.path}/X/{name}".lstrip("/"): _layout(part.reader(f"X/{name}").layout)
+            for part in atlas.parts
+            for name in ("data", "indices", "indptr")
+        }
     return {
         "url": atlas.url,
         "digest": manifest.digest,
@@ -45,6 +50,9 @@ def describe(atlas: Atlas) -> dict[str, Any]:
         "max_count": manifest.max_count,
         "bytes": n_bytes,
         "seed": manifest.seed,
+        "parts": list(atlas.part_cells),
+        "matrices": manifest.matrices,
+        "splits": manifest.splits,
         "arrays": arrays,
         "obs": {name: describe_column(obs[name]) for name in obs},
         "sources": manifest.sources,
@@ -77,15 +85,10 @@ def describe_column(column: "pd.Series[Any]") -> dict[str, Any]:
     return facts | {"distinct": len(counts), "top": top}
 
 
-def _layout(store: obstore.store.ObjectStore, path: str) -> dict[str, Any]:
-    """Read one array's dtypes and chunk sizes from its metadata."""
-    meta = json.loads(bytes(obstore.get(store, f"{path}/zarr.json").bytes()))
-    sharding = meta["codecs"][0]["configuration"]
-    casts = [codec for codec in sharding["codecs"] if codec["name"] == CAST]
-    stored = casts[0]["configuration"]["encode_dtype"] if casts else meta["data_type"]
+def _layout(layout: Layout) -> dict[str, Any]:
     return {
-        "declared": meta["data_type"],
-        "stored": np.dtype(stored).name,
-        "chunk": sharding["chunk_shape"][0],
-        "shard": meta["chunk_grid"]["configuration"]["chunk_shape"][0],
+        "declared": layout.declared.name,
+        "stored": layout.dtype.name,
+        "chunk": layout.chunk,
+        "shard": layout.shard,
     }

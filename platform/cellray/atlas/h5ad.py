@@ -1,33 +1,24 @@
-"""Reading counts from ``.h5ad``: CSR, CSC or dense; ``X``, ``raw`` or a layer."""
+"""Reading AnnData: an ``.h5ad``, or a modality of an ``.h5mu``, which is stored the same way."""
 
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anndata
 import h5py
-import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import csc_matrix, csr_matrix
 
-from cellray.atlas.counts import (
-    Chunk,
-    Source,
-    canonical,
-    check_indptr,
-    check_shape,
-    csr_chunks,
-    h5_file,
-    looks_like_counts,
-)
+from cellray.atlas.canonical import looks_like_counts
+from cellray.atlas.counts import Source, Stored, check_shape
+from cellray.atlas.encoded import Check, encoding, sparse_chunks, stored_matrix, values_of
+from cellray.atlas.hdf5 import h5_file
 from cellray.core.errors import CellrayError, suggest
 
 _SAMPLE = 10_000
 
 
-def open_h5ad(path: Path, layer: str | None) -> Source:
+def open_h5ad(path: Path, layer: str | None, *, root: str = "") -> Source:
     """Open an AnnData file.
 
     Parameters
@@ -36,27 +27,24 @@ def open_h5ad(path: Path, layer: str | None) -> Source:
         The file.
     layer
         ``"raw"`` for ``adata.raw.X``, ``"X"`` or None for ``adata.X``, else a layer's name.
+    root
+        Where in the file the AnnData lies, ending in a slash; the file's root if empty.
 
     Raises
     ------
     CellrayError
-        Not a whole AnnData file, no such layer, no cells or genes, gene names that repeat.
+        Not a whole AnnData file, no such layer, no cells or genes.
     """
     with h5_file(path) as file:
-        for name in ("obs", "var"):
-            if not isinstance(file.get(name), h5py.Group) or "_index" not in file[name].attrs:
-                raise CellrayError(
-                    f"{path} is not an AnnData file of today: it has no table '{name}'",
-                    "read it with anndata.read_h5ad and write it again",
-                )
-        layers = _layers(file)
+        check_tables(file, path, root)
+        layers = _layers(file, root)
         name = layer or "X"
         if name not in layers:
             raise CellrayError(f"{path} has no layer '{name}'", suggest(name, layers))
         element = layers[name]
-        genes = _frame(file, "raw/var" if name == "raw" else "var", path)
-        encoding, shape, max_nnz = _encoding(file[element], f"{name} of {path}")
-        obs = file["obs"]
+        genes = read_frame(file, f"{root}raw/var" if name == "raw" else f"{root}var", path)
+        kind, shape, max_nnz = encoding(file[element], f"{name} of {path}")
+        obs = file[f"{root}obs"]
         n_cells = _length(obs[obs.attrs["_index"]], f"the index of obs in {path}")
         check_shape(path, n_cells, genes)
         if shape != (n_cells, len(genes)):
@@ -66,8 +54,8 @@ def open_h5ad(path: Path, layer: str | None) -> Source:
                 "write the file again",
             )
         columns = tuple(str(column) for column in obs.attrs.get("column-order", ()))
-    where, mend = f"{name} of {path}", partial(_mend, path, name)
-    read = {"csr": csr_chunks, "csc": _csc_chunks, "dense": _dense_chunks}[encoding]
+        matrices = _beside(file, path, root, element, shape, genes.index)
+    check = Check(len(genes), f"{name} of {path}", partial(_mend, path, root, name))
     return Source(
         path=path,
         layer=name,
@@ -76,29 +64,49 @@ def open_h5ad(path: Path, layer: str | None) -> Source:
         max_nnz=max_nnz,
         genes=genes,
         columns=columns,
-        chunks=partial(read, path, element, len(genes), where=where, mend=mend),
-        column=partial(_column, path),
-        names=partial(_names, path),
+        chunks=sparse_chunks(path, element, kind, check),
+        column=partial(read_column, path, root),
+        names=partial(read_names, path, root),
+        matrices=matrices,
     )
 
 
-def _layers(file: h5py.File) -> dict[str, str]:
-    """Name the matrices of a file and where they lie."""
-    found = {"X": "X"} if "X" in file else {}
-    if "raw" in file:
-        found["raw"] = "raw/X"
-    return found | {name: f"layers/{name}" for name in file.get("layers", ())}
+def check_tables(file: h5py.File, path: Path, root: str) -> None:
+    """Raise unless a part of a file has the tables of an AnnData."""
+    for name in (f"{root}obs", f"{root}var"):
+        if not isinstance(file.get(name), h5py.Group) or "_index" not in file[name].attrs:
+            raise CellrayError(
+                f"{path} is not an AnnData file of today: it has no table '{name}'",
+                "read it with anndata.read_h5ad and write it again",
+            )
 
 
-def _encoding(node: Any, where: str) -> tuple[str, tuple[int, int], int]:  # noqa: ANN401 - h5py
-    """Give the encoding, the shape, and the most non-zeros that there can be."""
-    kind = node.attrs.get("encoding-type", "array")
-    if isinstance(node, h5py.Dataset) and kind == "array" and node.ndim == 2:
-        return "dense", node.shape, node.size
-    if isinstance(node, h5py.Group) and kind in {"csr_matrix", "csc_matrix"}:
-        n_cells, n_genes = (int(size) for size in node.attrs["shape"])
-        return kind[:3], (n_cells, n_genes), len(node["data"])
-    raise CellrayError(f"{where} is stored as '{kind}'", "write it as CSR, CSC or dense")
+def _layers(file: h5py.File, root: str) -> dict[str, str]:
+    """Name the matrices of counts that a file may hold, and where they lie."""
+    found = {"X": f"{root}X"} if f"{root}X" in file else {}
+    if f"{root}raw" in file:
+        found["raw"] = f"{root}raw/X"
+    return found | {name: f"{root}layers/{name}" for name in file.get(f"{root}layers", ())}
+
+
+def _beside(
+    file: h5py.File,
+    path: Path,
+    root: str,
+    used: str,
+    shape: tuple[int, int],
+    genes: "pd.Index[str]",
+) -> dict[str, Stored]:
+    """Describe the layers and the matrices of obsm that have the shape to ride along."""
+    found = {}
+    for group, names in (("layers", genes), ("obsm", None)):
+        for name in file.get(f"{root}{group}", ()):
+            element = f"{root}{group}/{name}"
+            stored = stored_matrix(path, element, file[element], names)
+            fits = stored is not None and (group == "obsm" or stored.n_columns == shape[1])
+            if stored is not None and fits and element != used:
+                found[f"{group}/{name}"] = stored
+    return found
 
 
 def _length(node: Any, where: str) -> int:  # noqa: ANN401 - h5py
@@ -111,7 +119,8 @@ def _length(node: Any, where: str) -> int:  # noqa: ANN401 - h5py
     return len(node)
 
 
-def _frame(file: h5py.File, name: str, path: Path) -> pd.DataFrame:
+def read_frame(file: h5py.File, name: str, path: Path) -> pd.DataFrame:
+    """Read a whole table, its index as strings."""
     try:
         frame: pd.DataFrame = anndata.io.read_elem(file[name])
     except Exception as error:
@@ -120,15 +129,16 @@ def _frame(file: h5py.File, name: str, path: Path) -> pd.DataFrame:
     return frame
 
 
-def _names(path: Path) -> NDArray[Any]:
-    names: NDArray[Any] = pd.Index(_column(path)).astype(str).to_numpy(object)
+def read_names(path: Path, root: str) -> NDArray[Any]:
+    """Read the names of cells, shape (n_cells,), as Python strings."""
+    names: NDArray[Any] = pd.Index(read_column(path, root)).astype(str).to_numpy(object)
     return names
 
 
-def _column(path: Path, name: str | None = None) -> Any:  # noqa: ANN401 - as anndata reads it
+def read_column(path: Path, root: str, name: str | None = None) -> Any:  # noqa: ANN401 - anndata
     """Read an obs column, or the index if no name is given."""
     with h5_file(path) as file:
-        obs = file["obs"]
+        obs = file[f"{root}obs"]
         try:
             return anndata.io.read_elem(obs[obs.attrs["_index"] if name is None else name])
         except Exception as error:
@@ -137,61 +147,15 @@ def _column(path: Path, name: str | None = None) -> Any:  # noqa: ANN401 - as an
             ) from error
 
 
-def _mend(path: Path, used: str) -> str:
+def _mend(path: Path, root: str, used: str) -> str:
     """Name a matrix of the file that looks like counts."""
     with h5_file(path) as file:
-        for name, element in _layers(file).items():
-            node = file[element]
+        for name, element in _layers(file, root).items():
             if name == used:
                 continue
-            values = node["data"] if isinstance(node, h5py.Group) else node
+            values = values_of(file[element])
             rows = _SAMPLE if values.ndim == 1 else max(1, _SAMPLE // values.shape[1])
             if looks_like_counts(values[:rows]):
                 word = name if name in {"X", "raw"} else f"layer '{name}'"
                 return f"{word} looks like counts: use --layer {name}"
     return "give a file with the raw counts"
-
-
-def _dense_chunks(
-    path: Path, element: str, n_genes: int, elements: int, *, where: str, mend: Callable[[], str]
-) -> Iterator[Chunk]:
-    with h5_file(path) as file:
-        matrix = file[element]
-        n_cells = len(matrix)
-        # Finding the non-zeros of a dense block takes about as much memory again.
-        step = max(1, elements // 2 // n_genes)
-        for start in range(0, n_cells, step):
-            stop = min(start + step, n_cells)
-            part = csr_matrix(matrix[start:stop])
-            counts = canonical(
-                part.data, part.indices, part.indptr, n_genes, where=where, mend=mend
-            )
-            yield Chunk(np.arange(start, stop), counts, stop / n_cells)
-
-
-def _csc_chunks(
-    path: Path, element: str, n_genes: int, elements: int, *, where: str, mend: Callable[[], str]
-) -> Iterator[Chunk]:
-    """Read runs of columns and turn each into rows; a cell comes in many chunks."""
-    with h5_file(path) as file:
-        group = file[element]
-        n_cells = int(group.attrs["shape"][0])
-        data, indices = group["data"], group["indices"]
-        indptr = group["indptr"][:].astype(np.int64)
-        check_indptr(indptr, len(data), len(indices), where)
-        for low in range(0, len(data), elements):
-            high = min(low + elements, len(data))
-            first = int(np.searchsorted(indptr, low, "right")) - 1
-            last = int(np.searchsorted(indptr, high, "left"))
-            cells = indices[low:high]
-            if not 0 <= cells.min() <= cells.max() < n_cells:
-                raise CellrayError(f"{where} is damaged: rows beyond its cells", "copy it again")
-            pointers = np.clip(indptr[first : last + 1], low, high) - low
-            shape = (n_cells, last - first)
-            part = csc_matrix((data[low:high], cells, pointers), shape=shape).tocsr()
-            rows = np.flatnonzero(np.diff(part.indptr))
-            ends = np.append(part.indptr[rows], part.indptr[-1])
-            counts = canonical(
-                part.data, part.indices + first, ends, n_genes, where=where, mend=mend
-            )
-            yield Chunk(rows, counts, high / len(data))

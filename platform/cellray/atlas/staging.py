@@ -1,26 +1,41 @@
-"""All or nothing: an atlas appears whole at its place, or not at all and nothing is left."""
+"""All or nothing: an atlas appears whole at its place, or not at all.
+
+What a killed ingest has done stays beside its place, with a journal, and the same ingest goes on
+from there. Sources that cannot be used leave nothing.
+"""
 
 import errno
+import fcntl
+import hashlib
 import json
+import os
 import shutil
 import signal
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import obstore
 from obstore.exceptions import NotFoundError
 from obstore.store import ObjectStore
 
-from cellray.atlas.storage import is_remote, object_store, storage_errors
+from cellray.atlas.journal import Journal
+from cellray.atlas.manifest import Manifest
+from cellray.atlas.storage import (
+    StorageError,
+    is_remote,
+    object_store,
+    storage_errors,
+)
 from cellray.core.errors import CellrayError
 
 ROOT = "zarr.json"
+PARTS = "parts"
 MARK = "ingest-unfinished"
 """An object that lies in a remote prefix while an atlas is being written there.
 
@@ -28,11 +43,36 @@ It holds an id of the ingest that writes, since two may be started at one place.
 """
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Where an ingest works.
+
+    Attributes
+    ----------
+    url
+        Where to write the atlas.
+    scratch
+        A folder on local disk for anything else.
+    journal
+        What an earlier try has done; empty for a new one.
+    check
+        Raises CellrayError once another ingest has taken the place over: called often while
+        writing, so that what the other writes is not written over.
+    """
+
+    url: str
+    scratch: Path
+    journal: Journal
+    check: Callable[[], None]
+
+
 @contextmanager
-def staged(url: str, *, overwrite: bool) -> Iterator[tuple[str, Path, Callable[[], None]]]:
+def staged(
+    url: str, *, fingerprint: str, overwrite: bool = False, restart: bool = False
+) -> Iterator[Stage]:
     """Prepare a place for an atlas, and publish what was written when the block ends well.
 
-    The block writes everything but the root's ``zarr.json``, which makes it an atlas: `commit`
+    The block writes everything but the root's ``zarr.json``, which makes it an atlas: `publish`
     writes that. A local atlas is written beside its place and moved there; a remote one is
     written in place.
 
@@ -40,36 +80,56 @@ def staged(url: str, *, overwrite: bool) -> Iterator[tuple[str, Path, Callable[[
     ----------
     url
         Where the atlas shall be, normalised.
+    fingerprint
+        What the ingest depends on: only the same one goes on where a killed one ended.
     overwrite
         Whether an atlas there may be replaced. A local one stays until the new one is whole; a
         remote one is deleted first.
-
-    Yields
-    ------
-    url, scratch, check
-        Where to write it, and an empty folder on local disk for anything else; what holds both
-        it and what comes beside it is ``scratch.parents[1]``. The function raises CellrayError
-        once another ingest has taken the place over: call it often while writing, so that what
-        the other writes is not written over.
+    restart
+        Drop what a killed ingest has done.
 
     Raises
     ------
     CellrayError
         Something is there that may not be replaced, the place cannot be written, or another
-        ingest took it over.
+        ingest works there or took it over.
     """
     with storage_errors(url), _terminable():
-        if is_remote(url):
-            yield from _staged_remote(url, overwrite=overwrite)
-        else:
-            yield from _staged_local(Path(url), overwrite=overwrite)
+        place = _staged_remote if is_remote(url) else _staged_local
+        yield from place(url, fingerprint, overwrite=overwrite, restart=restart)
 
 
-def commit(url: str, attributes: dict[str, Any], check: Callable[[], None]) -> None:
-    """Write the root's metadata, which makes the store an atlas, if the place is still ours."""
-    root = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+def publish(url: str, manifest: Manifest, check: Callable[[], None] = lambda: None) -> None:
+    """Write the root's metadata, with all others' in it, which makes the store an atlas.
+
+    One object says all that a reader must know, so that an atlas opens by one request, and a
+    change of it is seen whole or not at all.
+
+    Parameters
+    ----------
+    url
+        Where the atlas was written, or is.
+    manifest
+        What it says of itself.
+    check
+        Raises when the place is another's.
+    """
+    store = object_store(url)
+    nodes = {}
+    paths = [item["path"] for page in obstore.list(store) for item in page]
+    for path in sorted(paths):
+        if path.endswith(f"/{ROOT}") and not path.startswith(f"{PARTS}/"):
+            nodes[path.removesuffix(f"/{ROOT}")] = json.loads(
+                bytes(obstore.get(store, path).bytes())
+            )
+    root = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": manifest.to_attributes(),
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": nodes},
+    }
     check()
-    obstore.put(object_store(url, create=True), ROOT, json.dumps(root, indent=2).encode())
+    obstore.put(store, ROOT, json.dumps(root, indent=1).encode())
 
 
 @contextmanager
@@ -89,7 +149,8 @@ def full_disk(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
         ) from error
 
 
-def _staged_local(path: Path, *, overwrite: bool) -> Iterator[tuple[str, Path, Callable[[], None]]]:
+def _staged_local(url: str, fingerprint: str, *, overwrite: bool, restart: bool) -> Iterator[Stage]:
+    path = Path(url)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         root = path / ROOT
         _check_replaceable(
@@ -97,63 +158,111 @@ def _staged_local(path: Path, *, overwrite: bool) -> Iterator[tuple[str, Path, C
         )
     # The nearest folder that is there lies on the disk on which the atlas will be.
     parent = next(folder for folder in path.parents if folder.exists())
-    try:
-        stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent))
-    except OSError as error:
-        raise CellrayError(
-            f"{parent} cannot be written: {error.strerror}", "choose another --out"
-        ) from error
-    replaced = stage / "replaced"
-    try:
-        scratch = stage / "scratch"
-        scratch.mkdir()
-        yield str(stage / "atlas"), scratch, lambda: None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            path.rename(replaced)
-        (stage / "atlas").rename(path)
-    finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        shutil.rmtree(stage, ignore_errors=True)
+    folder = parent / f".{path.name}.ingest"
+    with _held(folder, url, "choose another --out"):
+        journal = _journal(folder, fingerprint, restart=restart)
+        replaced = folder / "replaced"
+        try:
+            (folder / "atlas").mkdir(exist_ok=True)
+            yield Stage(str(folder / "atlas"), _scratch(folder), journal, lambda: None)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                path.rename(replaced)
+            (folder / "atlas").rename(path)
+        except CellrayError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            if replaced.exists() and not path.exists():
+                replaced.rename(path)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _staged_remote(url: str, *, overwrite: bool) -> Iterator[tuple[str, Path, Callable[[], None]]]:
+def _staged_remote(
+    url: str, fingerprint: str, *, overwrite: bool, restart: bool
+) -> Iterator[Stage]:
     store = object_store(url)
-    there = next(iter(obstore.list(store, chunk_size=1)), None)
-    if there:
-        root = _get(store, ROOT)
-        if root is not None or _get(store, MARK) is None:
-            _check_replaceable(url, root, overwrite=overwrite)
-    mark = f"ingest {uuid.uuid4().hex} runs here, or was killed; run it again\n".encode()
-    obstore.put(store, MARK, mark)
-    overtaken = CellrayError(
-        f"another ingest took over {url}", "let that one end, or choose another --out"
-    )
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder = Path.cwd() / ".cellray" / "ingest" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _held(folder, url, "choose another --out"):
+        journal = _journal(folder, fingerprint, restart=restart)
+        found = _get(store, MARK)
+        if found is None or found.decode() not in journal.of("mark"):
+            there = next(iter(obstore.list(store, chunk_size=1)), None)
+            root = _get(store, ROOT) if there else None
+            if there and (root is not None or found is None):
+                _check_replaceable(url, root, overwrite=overwrite)
+            journal = _journal(folder, fingerprint, restart=True)
+            found = f"ingest {uuid.uuid4().hex} runs here, or was killed; run it again\n".encode()
+            journal.add("mark", found.decode())
+            # The mark is there first: who else writes here must see it before anything is missing.
+            obstore.put(store, MARK, found)
+            _delete_all(store, but=MARK)
+        mark = found
+        overtaken = CellrayError(
+            f"another ingest took over {url}", "let that one end, or choose another --out"
+        )
 
-    def ours() -> bool:
-        return _get(store, MARK) == mark
+        def check() -> None:
+            if _get(store, MARK) != mark:
+                raise overtaken
 
-    def check() -> None:
-        if not ours():
-            raise overtaken
+        try:
+            yield Stage(url, _scratch(folder), journal, check)
+            check()
+            obstore.delete(store, MARK)
+        except StorageError:
+            raise
+        except CellrayError:
+            if _get(store, MARK) == mark:
+                _delete_all(store)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        except Exception as error:
+            if _get(store, MARK) != mark:  # what the other deleted is missed before the next check
+                raise overtaken from error
+            raise
+    shutil.rmtree(folder, ignore_errors=True)
 
+
+@contextmanager
+def _held(folder: Path, url: str, mend: str) -> Iterator[None]:
+    """Hold a working folder for this process alone; the lock goes with the process."""
     try:
-        # The mark is there before: who else writes here must see it before anything is missing.
-        _delete_all(store, but=MARK)
-        with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
-            scratch = Path(folder) / "scratch"
-            scratch.mkdir()
-            yield url, scratch, check
-        check()
-        obstore.delete(store, MARK)
-    except BaseException as error:
-        if ours():
-            _delete_all(store)
-        elif isinstance(error, Exception) and not isinstance(error, CellrayError):
-            # What the other deleted is missed before the next check.
-            raise overtaken from error
-        raise
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise CellrayError(f"{folder.parent} cannot be written: {error.strerror}", mend) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise CellrayError(f"another ingest is writing {url}", f"let it end, or {mend}") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _journal(folder: Path, fingerprint: str, *, restart: bool) -> Journal:
+    """Open the journal of a killed ingest, or begin a new one in an empty folder."""
+    journal = Journal(folder / "journal")
+    if restart or journal.of("ingest") != [fingerprint]:
+        for found in folder.iterdir():
+            if found.is_dir():
+                shutil.rmtree(found)
+            elif found.name != "lock":
+                found.unlink()
+        journal = Journal(folder / "journal")
+        journal.add("ingest", fingerprint)
+    return journal
+
+
+def _scratch(folder: Path) -> Path:
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    return scratch
 
 
 def _check_replaceable(url: str, root: bytes | None, *, overwrite: bool) -> None:
@@ -164,7 +273,10 @@ def _check_replaceable(url: str, root: bytes | None, *, overwrite: bool) -> None
     if not ours:
         raise CellrayError(f"{url} holds something that is no atlas", "choose another --out")
     if not overwrite:
-        raise CellrayError(f"{url} is there already", "choose another --out, or overwrite it")
+        raise CellrayError(
+            f"{url} is there already",
+            "choose another --out, replace it with --overwrite, or add to it with --append",
+        )
 
 
 def _get(store: ObjectStore, path: str) -> bytes | None:
@@ -184,7 +296,7 @@ def _delete_all(store: ObjectStore, *, but: str | None = None) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM raise, so that what was written is cleaned up."""
+    """Let SIGTERM raise, so that files are closed in order."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)

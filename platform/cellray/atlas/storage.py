@@ -1,18 +1,23 @@
-"""From a URL to a zarr store that zarrs can read in native code.
+"""From a URL to the bytes of a store.
 
 Local folders and ``s3://`` go through obstore; the usual AWS variables apply, among them
 ``AWS_ENDPOINT_URL`` for servers other than Amazon's.
 """
 
+import logging
 import os
-import warnings
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import zarr
+import obstore
+from obstore import Bytes
 from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, ObjectStore, S3Store
 from zarr.storage import ObjectStore as _ZarrStore
@@ -22,7 +27,18 @@ from cellray.core.errors import CellrayError
 if TYPE_CHECKING:
     from obstore.store import S3Config
 
+logger = logging.getLogger(__name__)
+
 ZarrStore = _ZarrStore[ObjectStore]
+
+Fetch = Callable[[str, int, int | None], bytes | Bytes]
+"""Gives bytes ``[start, end)`` of an object; with a negative start and no end, its last bytes.
+
+Raises FileNotFoundError when there is no such object. What is past its end is left out.
+"""
+
+PATIENCE = 60.0
+"""Seconds for which a read is tried again while the object store fails."""
 
 COPY_AGAIN = "copy the atlas again, whole, or ingest its sources anew"
 
@@ -68,6 +84,12 @@ def object_store(url: str, *, create: bool = False) -> ObjectStore:
     if parts.scheme != "s3" or not parts.netloc:
         raise CellrayError(f"cannot open {url}", "give a local path or s3://bucket/prefix")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint and not (
+        urlsplit(endpoint).scheme in {"http", "https"} and urlsplit(endpoint).netloc
+    ):
+        raise CellrayError(
+            f"AWS_ENDPOINT_URL is '{endpoint}', which is no address", "give http(s)://HOST[:PORT]"
+        )
     config: S3Config = {
         "region": os.environ.get("AWS_REGION")
         or os.environ.get("AWS_DEFAULT_REGION")
@@ -76,17 +98,32 @@ def object_store(url: str, *, create: bool = False) -> ObjectStore:
     }
     if endpoint:
         config["endpoint"] = endpoint
+    if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in {"1", "true"}:  # a public bucket
+        config["skip_signature"] = True
     return S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,
         config=config,
-        client_options={"allow_http": bool(endpoint and endpoint.startswith("http://"))},
+        client_options={
+            "allow_http": bool(endpoint and endpoint.startswith("http://")),
+            "connect_timeout": timedelta(seconds=5),
+            "timeout": timedelta(seconds=30),
+        },
+        retry_config={
+            "max_retries": 5,
+            "backoff": {"init_backoff": timedelta(milliseconds=100)},
+            "retry_timeout": timedelta(seconds=30),
+        },
     )
 
 
 def zarr_store(url: str, *, create: bool = False) -> ZarrStore:
     """Open a URL as a zarr store; writable when `create` is set."""
     return _ZarrStore(object_store(url, create=create), read_only=not create)
+
+
+class StorageError(CellrayError):
+    """An object store fails for the time being: what was begun may go on later."""
 
 
 @contextmanager
@@ -113,20 +150,56 @@ def storage_errors(url: str) -> Iterator[None]:
             ) from error
         if isinstance(error, NotFoundError | FileNotFoundError):
             raise
-        raise CellrayError(
+        raise StorageError(
             f"{url}: the object store does not answer: {text.splitlines()[0][:200]}",
             "check AWS_ENDPOINT_URL and the network",
         ) from error
 
 
-@contextmanager
-def native_codecs() -> Iterator[None]:
-    """Open arrays with zarrs's codec pipeline: chunks are coalesced and decoded in Rust."""
-    pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
-    with zarr.config.set(pipeline), warnings.catch_warnings():
-        # zarrs reopens the store in Rust and says that it shares no connections with Python.
-        warnings.filterwarnings("ignore", "Successfully reconstructed a store")
-        yield
+def fetcher(url: str) -> Fetch:
+    """Give the function that fetches parts of the objects of a store."""
+    if is_remote(url):
+        return partial(_fetch_remote, object_store(url))
+    return partial(_fetch_local, url)
+
+
+def _fetch_local(folder: str, path: str, start: int, end: int | None) -> bytes:
+    descriptor = os.open(f"{folder}/{path}", os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        low = start if start >= 0 else max(0, size + start)
+        return os.pread(descriptor, (size if end is None else end) - low, low)
+    finally:
+        os.close(descriptor)
+
+
+def _fetch_remote(store: ObjectStore, path: str, start: int, end: int | None) -> bytes | Bytes:
+    """Fetch, and try again with growing pauses: servers are busy, connections break.
+
+    obstore itself repeats what was answered with an error, but not a body that was cut short.
+    """
+    began, pause = time.monotonic(), 0.1
+    while True:
+        try:
+            if end is None:
+                return obstore.get(store, path, options={"range": {"suffix": -start}}).bytes()
+            body = obstore.get_range(store, path, start=start, end=end)
+            if len(body) == end - start or time.monotonic() - began > PATIENCE:
+                return body
+            why = f"{len(body)} of {end - start} bytes came"
+        except NotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise
+            raise FileNotFoundError(path) from error
+        except (PermissionDeniedError, UnauthenticatedError):
+            raise
+        except BaseError as error:
+            if time.monotonic() - began > PATIENCE:
+                raise
+            why = str(error).splitlines()[0][:200]
+        logger.warning("reading %s again in %.1f s: %s", path, pause, why)
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause = min(2 * pause, 5.0)
 
 
 @contextmanager

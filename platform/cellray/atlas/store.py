@@ -1,82 +1,35 @@
-"""Opening an atlas and reading spans of it.
+"""Opening an atlas and reading cells of it.
 
 An atlas is an AnnData-Zarr v3 store: ``X`` as sharded CSR, ``obs`` and ``var`` as AnnData
-dataframes, and a manifest in the root's attributes. Column indices are stored as uint16 behind a
-cast (docs/decisions/0003): to other readers they are int32, as SciPy wants them; this reader
-takes the stored dtype, which decodes in half the memory traffic.
+dataframes, and a manifest in the root's attributes. What was appended later lies under ``parts/``,
+each part such a store of its own; cells are numbered through the parts. Column indices are stored
+as uint16 behind a cast (docs/decisions/0003): to other readers they are int32, as SciPy wants
+them; this reader takes the stored dtype.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any, Self
 
 import anndata
 import numpy as np
-import obstore
 import pandas as pd
 import zarr
 from numpy.typing import NDArray
-from obstore.exceptions import NotFoundError
-from zarr.core.array import AsyncArray
-from zarr.storage import StorePath
 
-from cellray.atlas.storage import (
-    COPY_AGAIN,
-    ZarrStore,
-    native_codecs,
-    normalise,
-    object_store,
-    storage_errors,
-    zarr_store,
-)
+from cellray.atlas.columns import Column, join_column
+from cellray.atlas.manifest import FORMAT, Manifest, nodes_of, read_root
+from cellray.atlas.part import Part
+from cellray.atlas.read import Cost, Wanted, cost, dense_rows, sparse_rows
+from cellray.atlas.storage import is_remote, normalise, storage_errors
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.types import Rows, Span
 
-FORMAT = 1
-READ_CELLS = 1 << 14
-CAST = "numcodecs.astype"
-
-StoredArray = zarr.Array[Any]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an atlas says of itself; stored in the root's attributes under ``cellray``.
-
-    Attributes
-    ----------
-    format
-        Version of the layout.
-    n_cells, n_genes, nnz
-        Shape of the counts and number of non-zeros.
-    max_count
-        The largest count; it chose the dtype.
-    seed
-        Seed of the shuffle.
-    digest
-        SHA-256 over genes, counts and obs in stored order, as hex.
-    sources
-        One mapping a source: ``name``, ``path``, ``cells``, ``genes``, ``layer``.
-    """
-
-    format: int
-    n_cells: int
-    n_genes: int
-    nnz: int
-    max_count: int
-    seed: int
-    digest: str
-    sources: list[dict[str, Any]]
-
-    def to_attributes(self) -> dict[str, Any]:
-        """Give the root attributes that make the store an atlas and an AnnData store."""
-        return {
-            "encoding-type": "anndata",
-            "encoding-version": "0.1.0",
-            "cellray": asdict(self),
-        }
+REMOTE_REQUESTS = 16
+"""Requests in flight to an object store."""
 
 
 class Atlas:
@@ -90,9 +43,11 @@ class Atlas:
         What the atlas says of itself.
     """
 
-    def __init__(self, url: str, manifest: Manifest) -> None:
+    def __init__(self, url: str, manifest: Manifest, nodes: dict[str, Any]) -> None:
         self.url = url
         self.manifest = manifest
+        self._nodes = nodes
+        self._whole = lru_cache(maxsize=16)(self._column)
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return Atlas.open, (self.url,)
@@ -102,7 +57,7 @@ class Atlas:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Open a local path or an ``s3://`` URL.
+        """Open a local path or an ``s3://`` URL; one small object is read.
 
         Raises
         ------
@@ -111,21 +66,7 @@ class Atlas:
             does not exist or refuses.
         """
         url = normalise(url)
-        with storage_errors(url):
-            store = object_store(url)
-            try:
-                root = json.loads(bytes(obstore.get(store, "zarr.json").bytes()))
-            except (NotFoundError, FileNotFoundError) as error:
-                if "NoSuchBucket" in str(error):
-                    raise
-                if next(iter(obstore.list(store, chunk_size=1)), None):
-                    raise CellrayError(
-                        f"{url} is a half-written atlas or something else",
-                        "run 'cellray ingest' again",
-                    ) from error
-                raise CellrayError(f"no atlas at {url}", "check the URL") from error
-            except json.JSONDecodeError as error:
-                raise CellrayError(f"{url}: its zarr.json is broken", COPY_AGAIN) from error
+        root = read_root(url)
         found = root.get("attributes", {}).get("cellray")
         if found is None:
             raise CellrayError(
@@ -137,7 +78,7 @@ class Atlas:
                 f"{url} has atlas format {found['format']}, this cellray reads {FORMAT}",
                 "ingest it again, or install the cellray that wrote it",
             )
-        return cls(url, Manifest(**found))
+        return cls(url, Manifest.of(found), nodes_of(root))
 
     @property
     def n_cells(self) -> int:
@@ -154,26 +95,43 @@ class Atlas:
         """Content digest."""
         return self.manifest.digest
 
+    @property
+    def part_cells(self) -> tuple[int, ...]:
+        """Cells of each part."""
+        return tuple(part.n_cells for part in self.manifest.parts)
+
     @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts, open for reading."""
+        opened, start = [], 0
+        for facts in self.manifest.parts:
+            url = f"{self.url}/{facts.path}".rstrip("/")
+            nodes = nodes_of(read_root(url)) if facts.path else self._nodes
+            opened.append(Part(url, facts, start, nodes))
+            start += facts.n_cells
+        return tuple(opened)
+
+    @property
     def group(self) -> zarr.Group:
-        """The store as a zarr group, for elements that need no speed."""
-        return zarr.open_group(zarr_store(self.url), mode="r")
+        """The first part as a zarr group, for elements that need no speed."""
+        return self.parts[0].group
 
     @cached_property
     def genes(self) -> NDArray[np.str_]:
         """Gene names, shape (n_genes,)."""
-        return np.asarray(self._frame("var").index, dtype=np.str_)
+        return np.asarray(self.var.index, dtype=np.str_)
 
     @cached_property
     def var(self) -> pd.DataFrame:
         """The genes' table."""
-        return self._frame("var")
+        with storage_errors(self.url):
+            return self.parts[0].frame("var")
 
     @cached_property
     def obs_columns(self) -> tuple[str, ...]:
-        """Names of the obs columns."""
-        names: Any = self.group["obs"].attrs["column-order"]
-        return tuple(names)
+        """Names of the obs columns, of all parts."""
+        with storage_errors(self.url):
+            return tuple(dict.fromkeys(name for part in self.parts for name in part.columns))
 
     def obs(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Read whole obs columns, all when `columns` is None, in stored order.
@@ -186,7 +144,8 @@ class Atlas:
         names = self.obs_columns if columns is None else tuple(columns)
         for name in names:
             self.require_column(name)
-        read = {name: anndata.io.read_elem(self.group[f"obs/{name}"]) for name in names}
+        with storage_errors(self.url):
+            read = {name: self._column(name) for name in names}
         return pd.DataFrame(read, index=pd.RangeIndex(self.n_cells, name="cell"))
 
     def require_column(self, name: str) -> None:
@@ -196,116 +155,139 @@ class Atlas:
                 f"{self.url} has no obs column '{name}'", suggest(name, self.obs_columns)
             )
 
-    def read(self, span: Span, *, obs: Sequence[str] = ()) -> Rows:
-        """Read consecutive cells.
-
-        Parameters
-        ----------
-        span
-            Which cells.
-        obs
-            Columns to bring along: category codes, or values.
-
-        Returns
-        -------
-        Rows
-            ``len(span)`` cells in stored order and stored dtypes.
-        """
-        if not 0 <= span.start <= span.stop <= self.n_cells:
-            msg = f"{span} lies outside the atlas's {self.n_cells} cells"
-            raise IndexError(msg)
-        with storage_errors(self.url):
-            indptr = np.asarray(self._arrays["indptr"][span.start : span.stop + 1], np.int64)
-            low, high = int(indptr[0]), int(indptr[-1])
-            rows = Rows(
-                data=np.asarray(self._arrays["data"][low:high]),
-                indices=np.asarray(self._arrays["indices"][low:high]),
-                indptr=indptr - low,
-                n_genes=self.n_genes,
-                cells=np.arange(span.start, span.stop, dtype=np.int64),
-                obs={name: self._obs_span(name, span) for name in obs},
+    def require_matrix(self, path: str) -> None:
+        """Raise unless this matrix rides along in every part."""
+        if path not in self.manifest.matrices:
+            raise CellrayError(
+                f"{self.url} has no matrix '{path}'",
+                suggest(path, self.manifest.matrices)
+                if self.manifest.matrices
+                else "name it when you ingest: --matrices obsm/NAME",
             )
-        self._require_whole(rows, span)
-        return rows
-
-    def _require_whole(self, rows: Rows, span: Span) -> None:
-        """Raise on what a chunk that is gone reads as: zarr fills it with zeros."""
-        lengths = np.diff(rows.indptr)
-        last = rows.indices[rows.indptr[1:][lengths > 1] - 1]  # ascending in a cell: not gene 0
-        damaged = {
-            "indptr": bool((lengths < 0).any()) or len(rows.data) != rows.indptr[-1],
-            "data": not rows.data.all(),
-            "indices": not last.all(),
-        }
-        for array, gone in damaged.items():
-            if gone:
-                raise CellrayError(
-                    f"{self.url}: X/{array} lacks chunks of cells {span.start} to {span.stop - 1}",
-                    COPY_AGAIN,
-                )
-
-    def read_cells(
-        self, cells: NDArray[np.integer[Any]], *, obs: Sequence[str] = (), gap: int = 256
-    ) -> Rows:
-        """Read any cells, in the order given; neighbours within `gap` cells share one read.
-
-        No read spans more than 16,384 cells, however close the wanted ones lie, so that memory
-        follows what is wanted and not what lies between.
-        """
-        wanted = np.asarray(cells, np.int64)
-        ordered, back = np.unique(wanted, return_inverse=True)
-        parts = []
-        apart = (np.diff(ordered) > gap) | (np.diff(ordered // READ_CELLS) > 0)
-        for group in np.split(ordered, np.flatnonzero(apart) + 1):
-            if len(group):
-                rows = self.read(Span(int(group[0]), int(group[-1]) + 1), obs=obs)
-                parts.append(rows.take(group - group[0]))
-        if not parts:
-            return self.read(Span(0, 0), obs=obs)
-        return Rows.concat(parts).take(back)
 
     def categories(self, column: str) -> NDArray[Any]:
         """Give the categories that a categorical obs column's codes stand for."""
         self.require_column(column)
-        return np.asarray(anndata.io.read_elem(self.group[f"obs/{column}/categories"]))
-
-    def _frame(self, name: str) -> pd.DataFrame:
         with storage_errors(self.url):
-            frame: pd.DataFrame = anndata.io.read_elem(self.group[name])
-        return frame
+            if len(self.parts) == 1:
+                return np.asarray(anndata.io.read_elem(self.group[f"obs/{column}/categories"]))
+            return np.asarray(pd.Series(self._whole(column)).cat.categories)
 
-    def _obs_span(self, name: str, span: Span) -> NDArray[Any]:
-        self.require_column(name)
-        node = self.group[f"obs/{name}"]
-        array: Any = node["codes"] if isinstance(node, zarr.Group) else node
-        values = np.asarray(array[span.start : span.stop])
-        return values.astype(np.int32) if isinstance(node, zarr.Group) else values
+    def read(self, span: Span, *, obs: Sequence[str] = (), matrices: Sequence[str] = ()) -> Rows:
+        """Read consecutive cells, as `read_cells` does.
+
+        Raises
+        ------
+        IndexError
+            The span lies outside the atlas.
+        """
+        if not 0 <= span.start <= span.stop <= self.n_cells:
+            msg = f"{span} lies outside the atlas's {self.n_cells} cells"
+            raise IndexError(msg)
+        return self.read_cells(np.arange(span.start, span.stop), obs=obs, matrices=matrices)
+
+    def read_cells(
+        self,
+        cells: NDArray[np.integer[Any]],
+        *,
+        obs: Sequence[str] = (),
+        matrices: Sequence[str] = (),
+    ) -> Rows:
+        """Read cells in the order given; a cell may come more than once.
+
+        Runs of chunks are fetched by one request each and decoded by several threads; a cell's
+        counts go from the decoded chunk straight to their place in the result.
+
+        Parameters
+        ----------
+        cells
+            Numbers of cells, shape (n,).
+        obs
+            Columns to bring along: category codes, or values.
+        matrices
+            Matrices to bring along, by their paths: ``"obsm/protein"``.
+
+        Raises
+        ------
+        CellrayError
+            A chunk is gone or corrupt, no such column or matrix, a store that fails.
+        """
+        for path in matrices:
+            self.require_matrix(path)
+        for name in obs:
+            self.require_column(name)
+        wanted = Wanted.of(cells)
+        with storage_errors(self.url):
+            rows, jobs = sparse_rows(self.parts, "X", self.n_genes, wanted, self._pool)
+            along: dict[str, NDArray[Any] | Rows] = {}
+            for path in matrices:
+                columns = int(self.manifest.matrices[path]["columns"])
+                if self.manifest.matrices[path]["sparse"]:
+                    along[path], more = sparse_rows(self.parts, path, columns, wanted, self._pool)
+                else:
+                    along[path], more = dense_rows(self.parts, path, columns, wanted)
+                jobs += more
+            running = [self._pool.submit(job) for job in jobs]
+            try:
+                for job in running:
+                    job.result()
+            finally:  # a read that fails leaves no thread behind that tries on
+                for job in running:
+                    job.cancel()
+                wait(running)
+            values = {name: self._values(name, wanted) for name in obs}
+        return replace(rows, obs=values, matrices=along)
+
+    def cost(self, cells: NDArray[np.integer[Any]]) -> Cost:
+        """Say what reading the counts of some cells takes, without reading them."""
+        with storage_errors(self.url):
+            return cost(self.parts, np.sort(np.asarray(cells, np.int64)), self._pool)
+
+    def probe(self, *, obs: Sequence[str] = (), matrices: Sequence[str] = ()) -> None:
+        """Read one cell of every part, so that what may not be read is known at once.
+
+        Raises
+        ------
+        CellrayError
+            As `read_cells`.
+        """
+        for part in self.parts:
+            self.read(Span(part.start, part.start + 1), obs=obs, matrices=matrices)
+
+    def _values(self, name: str, wanted: Wanted) -> NDArray[Any]:
+        """Give an obs column at some cells: codes of categories, or values."""
+        if len(self.parts) > 1:
+            whole = self._whole(name)
+            if isinstance(whole, pd.Categorical):
+                return whole.codes[wanted.cells].astype(np.int32)
+            return whole[wanted.cells]
+        part = self.parts[0]
+        ordered = part.column(name, wanted.ordered)
+        values = np.empty_like(ordered)
+        values[wanted.order] = ordered
+        return values.astype(np.int32) if part.is_categorical(name) else values
+
+    def _column(self, name: str) -> Column:
+        """Join a column of all parts."""
+        columns = [
+            anndata.io.read_elem(part.group[f"obs/{name}"]) if part.has_column(name) else None
+            for part in self.parts
+        ]
+        if len(columns) == 1:
+            return columns[0]  # type: ignore[return-value]
+        return join_column(columns, self.part_cells)
 
     @cached_property
-    def _arrays(self) -> Mapping[str, StoredArray]:
-        """The three arrays of X, in stored dtypes, decoded natively."""
-        store = zarr_store(self.url)
-        with native_codecs():
-            return {
-                name: _open_stored(store, f"X/{name}") for name in ("data", "indices", "indptr")
-            }
-
-
-def _open_stored(store: ZarrStore, path: str) -> StoredArray:
-    """Open an array in the dtype in which it is stored, leaving out the cast behind it."""
-    text = obstore.get(store.store, f"{path}/zarr.json").bytes()
-    meta = json.loads(bytes(text))
-    inner = meta["codecs"][0]["configuration"]["codecs"]
-    cast = next((codec for codec in inner if codec["name"] == CAST), None)
-    if cast is not None:
-        meta["data_type"] = np.dtype(cast["configuration"]["encode_dtype"]).name
-        inner.remove(cast)
-    return zarr.Array(AsyncArray(metadata=meta, store_path=StorePath(store, path)))
+    def _pool(self) -> ThreadPoolExecutor:
+        """Threads that fetch and decode: as many as cores, or as requests may be in flight."""
+        cores = len(os.sched_getaffinity(0))
+        size = max(cores, REMOTE_REQUESTS) if is_remote(self.url) else cores
+        return ThreadPoolExecutor(size, thread_name_prefix="cellray-read")
 
 
 @lru_cache(maxsize=8)
 def open_cached(url: str, digest: str) -> Atlas:
-    """Open an atlas once a process: readers in Ray tasks share index caches and connections.
+    """Open an atlas once a process: readers in Ray tasks share indices and connections.
 
     Raises
     ------

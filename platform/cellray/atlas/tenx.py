@@ -1,8 +1,10 @@
 """Reading counts from 10x Genomics: ``.h5`` (version 3) and ``mtx`` folders."""
 
 import gzip
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -12,7 +14,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from cellray.atlas.counts import Chunk, Source, canonical, check_shape, csr_chunks, h5_file
+from cellray.atlas.canonical import remap
+from cellray.atlas.counts import Chunk, Chunks, Source, Stored, check_shape
+from cellray.atlas.encoded import Check, sparse_chunks
+from cellray.atlas.hdf5 import h5_file
 from cellray.core.errors import CellrayError
 
 GENE_EXPRESSION = "Gene Expression"
@@ -24,7 +29,7 @@ def is_10x_h5(file: h5py.File) -> bool:
 
 
 def open_10x_h5(path: Path) -> Source:
-    """Open a 10x ``.h5``; features that are not gene expression are left out.
+    """Open a 10x ``.h5``; features that are not gene expression can ride along.
 
     Raises
     ------
@@ -43,11 +48,11 @@ def open_10x_h5(path: Path) -> Source:
             if name in matrix["features"]
         }
         barcodes = matrix["barcodes"].asstr()[:]
-        nnz = len(matrix["data"])
+        dtype, nnz = matrix["data"].dtype, len(matrix["data"])
     table = pd.DataFrame(features)
-    where = f"matrix of {path}"
-    chunks = partial(csr_chunks, path, "matrix", len(table), where=where, mend=_mend)
-    return _source(path, table, barcodes, nnz, chunks)
+    check = Check(len(table), f"matrix of {path}", _mend)
+    chunks = sparse_chunks(path, "matrix", "csr", check)
+    return _source(path, table, barcodes, nnz, dtype, chunks)
 
 
 def open_mtx(path: Path) -> Source:
@@ -74,8 +79,8 @@ def open_mtx(path: Path) -> Source:
             "barcodes lie beside it",
             "download the folder again",
         )
-    chunks = partial(_mtx_chunks, matrix, len(table))
-    return _source(path, table, names, nnz, chunks)
+    chunks = partial(_mtx_chunks, matrix, Check(len(table), str(matrix), _mend))
+    return _source(path, table, names, nnz, np.dtype(np.float64), chunks)
 
 
 def _source(
@@ -83,20 +88,26 @@ def _source(
     features: pd.DataFrame,
     barcodes: NDArray[Any],
     nnz: int,
-    chunks: Callable[[int], Iterator[Chunk]],
+    dtype: np.dtype[Any],
+    chunks: Chunks,
 ) -> Source:
-    """Keep gene expression, and name genes by their symbols if these are unique."""
-    kept = np.arange(len(features))
-    if "feature_type" in features:
-        kept = np.flatnonzero(features["feature_type"] == GENE_EXPRESSION)
-    genes = features.iloc[kept].rename(columns={"id": "gene_id", "name": "gene_symbol"})
-    symbols = bool(genes["gene_symbol"].is_unique)
-    genes.index = pd.Index(genes["gene_symbol" if symbols else "gene_id"].to_numpy(), name=None)
+    """Take gene expression as the counts; each other type of features can ride along."""
+    types = features.get("feature_type", pd.Series(GENE_EXPRESSION, index=features.index))
+    genes = _named(features[types == GENE_EXPRESSION])
     check_shape(path, len(barcodes), genes)
-
-    def kept_chunks(elements: int) -> Iterator[Chunk]:
-        for chunk in chunks(elements):
-            yield Chunk(chunk.rows, chunk.counts[:, kept], chunk.share)
+    matrices = {}
+    for kind in types.unique():
+        if kind != GENE_EXPRESSION:
+            kept = types == kind
+            matrices[f"obsm/{kind}"] = Stored(
+                n_columns=int(kept.sum()),
+                names=_named(features[kept]).index,
+                sparse=True,
+                counts=True,
+                dtype=dtype,
+                max_nnz=nnz,
+                chunks=_only(chunks, kept.to_numpy()),
+            )
 
     def no_column(name: str) -> NoReturn:
         raise KeyError(name)
@@ -104,15 +115,36 @@ def _source(
     return Source(
         path=path,
         layer="X",
-        gene_names="symbols" if symbols else "ids",
+        gene_names="symbols" if genes.index.equals(pd.Index(genes["gene_symbol"])) else "ids",
         n_cells=len(barcodes),
         max_nnz=nnz,
         genes=genes,
         columns=(),
-        chunks=chunks if len(kept) == len(features) else kept_chunks,
+        chunks=_only(chunks, (types == GENE_EXPRESSION).to_numpy()),
         column=no_column,
         names=lambda: barcodes,
+        matrices=matrices,
     )
+
+
+def _named(features: pd.DataFrame) -> pd.DataFrame:
+    """Name features by their symbols if these are unique, else by their ids."""
+    table = features.rename(columns={"id": "gene_id", "name": "gene_symbol"})
+    unique = bool(table["gene_symbol"].is_unique)
+    table.index = pd.Index(table["gene_symbol" if unique else "gene_id"].to_numpy(), name=None)
+    return table
+
+
+def _only(chunks: Chunks, kept: NDArray[np.bool_]) -> Chunks:
+    """Leave out the columns that are not kept."""
+    columns = np.where(kept, np.cumsum(kept) - 1, -1)
+
+    def kept_chunks(elements: int, skip: int = 0) -> Iterator[Chunk]:
+        for chunk in chunks(elements, skip):
+            counts = remap(chunk.counts, columns, int(kept.sum()))
+            yield Chunk(chunk.rows, counts, chunk.share)
+
+    return kept_chunks
 
 
 def _mend() -> str:
@@ -150,35 +182,34 @@ def _header(lines: IO[str], path: Path) -> tuple[int, int, int]:
     return n_features, n_cells, nnz
 
 
-def _mtx_chunks(path: Path, n_features: int, elements: int) -> Iterator[Chunk]:
+def _mtx_chunks(path: Path, check: Check, elements: int, skip: int = 0) -> Iterator[Chunk]:
     """Read runs of entries; a cell that a run cuts in two comes in two chunks."""
-    seen = 0
+    step = max(1, elements // 4)  # parsing takes several times the result
     broken = CellrayError(f"{path} is cut short or damaged", "download it again")
     try:
         with _text(path) as lines:
             _, n_cells, nnz = _header(lines, path)
+            seen = min(nnz, skip * step)
+            deque(islice(lines, seen), maxlen=0)
             tables = pd.read_csv(
                 lines,
                 sep=r"\s+",
                 header=None,
                 names=["feature", "cell", "count"],
                 dtype={"feature": np.int64, "cell": np.int64, "count": np.float64},
-                chunksize=max(1, elements // 4),  # parsing takes several times the result
+                chunksize=step,
             )
-            for table in tables if nnz else ():
+            for table in tables if seen < nnz else ():
                 rows, row = np.unique(table["cell"].to_numpy() - 1, return_inverse=True)
                 columns = table["feature"].to_numpy() - 1
                 seen += len(table)
                 if not (0 <= rows[0] <= rows[-1] < n_cells and seen <= nnz):
                     raise broken
-                if not 0 <= columns.min() <= columns.max() < n_features:
+                if not 0 <= columns.min() <= columns.max() < check.n_columns:
                     raise broken
-                shape = (len(rows), n_features)
+                shape = (len(rows), check.n_columns)
                 part = csr_matrix((table["count"].to_numpy(), (row, columns)), shape=shape)
-                counts = canonical(
-                    part.data, part.indices, part.indptr, n_features, where=str(path), mend=_mend
-                )
-                yield Chunk(rows, counts, seen / nnz)
+                yield Chunk(rows, check(part.data, part.indices, part.indptr), seen / nnz)
     except (ValueError, EOFError, OSError) as error:
         raise broken from error
     if seen != nnz:

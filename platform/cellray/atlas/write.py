@@ -1,46 +1,26 @@
-"""Ingest: files of counts become one atlas, shuffled, in bounded memory.
+"""Ingest: files of counts become one atlas, or a new part of one, shuffled, in bounded memory."""
 
-Pass 1 reads every source once, checks that it holds counts, keeps the shared genes and spills
-the cells to local disk (`cellray.atlas.shuffle`). Pass 2 brings them back in their new order and
-writes ``X`` shard by shard, each shard once.
-"""
-
-import hashlib
-import json
-import math
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import numpy as np
-import obstore
-import zarr
-from numpy.typing import DTypeLike, NDArray
-from zarr.codecs import BloscCodec
+import pandas as pd
 
-from cellray.atlas.columns import choose_columns, write_obs, write_var
+from cellray.atlas.columns import choose_columns
+from cellray.atlas.contents import Contents, features_of, fingerprint_of, write_part
 from cellray.atlas.counts import Source
-from cellray.atlas.shuffle import Spill, ahead
-from cellray.atlas.sources import gene_columns, open_source, shared_genes, source_names
-from cellray.atlas.staging import commit, full_disk, staged
-from cellray.atlas.storage import ZarrStore, native_codecs, normalise, zarr_store
-from cellray.atlas.store import CAST, FORMAT, Atlas, Manifest
+from cellray.atlas.joining import Join, choose_matrices, join_matrix
+from cellray.atlas.manifest import FORMAT, Manifest
+from cellray.atlas.sources import open_source, refuse_twins, source_names
+from cellray.atlas.staging import PARTS, publish, staged
+from cellray.atlas.storage import is_remote, normalise
+from cellray.atlas.store import Atlas
+from cellray.atlas.vocabulary import join_genes, read_vocabulary
 from cellray.core.errors import CellrayError
-from cellray.core.seeds import generator
 from cellray.core.types import Progress
 
-CHUNK_CELLS = 256
-"""Cells in one chunk of ``X``, on average."""
-
-CHUNKS_PER_SHARD = 64
 LEAST_MEMORY = 512 << 20
-
-_LIBRARIES = 384 << 20  # what Python and the libraries take before anything is read
-_BYTES_PER_ELEMENT = 64  # of two chunks: one being read, one being sorted
-_LEAST_RUN = 1 << 16  # elements of a bucket in a piece: what is read at once
-_LEAST_CHUNK = 1 << 22  # larger ones spend more time on memory pages than they save
-_INDPTR_CHUNK = 1 << 16
 
 
 def ingest(
@@ -48,37 +28,62 @@ def ingest(
     out: str | Path,
     *,
     layer: str | None = None,
+    rna: str = "rna",
+    join: Literal["inner", "outer"] = "inner",
+    genes: str | Path | None = None,
+    gene_names: str = "index",
+    duplicates: Literal["sum", "refuse"] = "refuse",
     obs: Sequence[str] | None = None,
+    matrices: Sequence[str] = (),
     seed: int = 0,
     memory: int = 2 << 30,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress | None = None,
 ) -> Atlas:
     """Make one atlas of files of counts.
 
     Cells are shuffled over all sources; obs columns ``cellray_source`` and ``cellray_row`` say
-    where each comes from, so that the order can be undone. Genes are those that all sources
-    share, in the order of the first. obs columns are joined: strings and categories as the union
-    of categories, numbers as numbers, and missing values where a source lacks a column.
+    where each comes from, so that the order can be undone. obs columns are joined: strings and
+    categories as the union of categories, numbers as numbers, and missing values where a source
+    lacks a column.
 
     Parameters
     ----------
     sources
-        ``.h5ad`` files (CSR, CSC or dense), 10x ``.h5`` files, 10x ``mtx`` folders.
+        ``.h5ad`` files (CSR, CSC or dense), ``.h5mu`` files, 10x ``.h5`` files, 10x ``mtx``
+        folders.
     out
         Local path or ``s3://`` URL of the atlas.
     layer
         Which matrix of the ``.h5ad`` files: ``"X"``, ``"raw"``, or a layer; None is ``"X"``.
+    rna
+        Which modality of ``.h5mu`` files holds the counts.
+    join
+        ``"inner"`` keeps the genes that all sources have, ``"outer"`` all; a gene that a source
+        lacks counts zero there.
+    genes
+        A vocabulary instead: a file of one name a line, an ``.h5ad`` or an atlas.
+    gene_names
+        What names genes: ``"index"``, ``"ids"``, ``"symbols"`` or a column of var.
+    duplicates
+        Whether genes of one name in one source are added up or refused.
     obs
         Columns to keep; None keeps all.
+    matrices
+        What rides along, by path: ``"layers/spliced"``, ``"obsm/protein"``; other modalities of
+        an ``.h5mu`` and other feature types of 10x files are ``"obsm/NAME"`` too.
     seed
         Seed of the shuffle: the same sources and seed give the same digest.
     memory
         Bytes of memory to stay below; the obs tables, about 100 bytes a cell, come on top of it.
     overwrite
         Replace an atlas that is there.
+    restart
+        Begin anew even where a killed ingest of the same could go on.
     progress
-        Called with stage ``"read"``, then ``"write"``, and numbers of cells.
+        Called with stages ``"read"`` and ``"write"``, and numbers of cells; what rides along is
+        read and written after the counts, as ``"read PATH"`` and ``"write PATH"``.
 
     Returns
     -------
@@ -89,201 +94,118 @@ def ingest(
     ------
     CellrayError
         A source that cannot be read or holds no counts, sources that share no gene, an unknown
-        layer or column, a place that is taken or taken over, a full disk. Nothing is left behind.
+        layer or column, a place that is taken or taken over, a full disk. Nothing is left behind,
+        unless it is the object store that failed: then the same call goes on later.
     """
+    _check(sources, memory, seed)
+    opened = [open_source(path, layer=layer, rna=rna) for path in sources]
+    refuse_twins(opened)
+    vocabulary = None if genes is None else read_vocabulary(genes)
+    var, maps = join_genes(
+        opened,
+        join=join if vocabulary is None else vocabulary,
+        names=gene_names,
+        duplicates=duplicates,
+    )
+    along = {
+        path: join_matrix(opened, path, n_genes=len(var), genes=maps, join=join)
+        for path in choose_matrices(opened, matrices)
+    }
+    columns = choose_columns(opened, obs)
+    contents = Contents(opened, source_names(opened), var, maps, columns, along, seed)
+    url = normalise(out)
+    fingerprint = fingerprint_of(contents, memory)
+    with staged(url, fingerprint=fingerprint, overwrite=overwrite, restart=restart) as stage:
+        part = write_part(stage, contents, memory, progress)
+        publish(stage.url, Manifest(FORMAT, len(var), (part,)), stage.check)
+    return Atlas.open(url)
+
+
+def append(
+    sources: Sequence[str | Path],
+    atlas: str | Path,
+    *,
+    layer: str | None = None,
+    rna: str = "rna",
+    gene_names: str = "index",
+    duplicates: Literal["sum", "refuse"] = "refuse",
+    obs: Sequence[str] | None = None,
+    seed: int = 0,
+    memory: int = 2 << 30,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> Atlas:
+    """Add files of counts to an atlas as a new part; what is there is not written again.
+
+    The genes, and the columns of what rides along, are the atlas's. Runs that read the atlas
+    meanwhile go on with the parts that it had.
+
+    Parameters
+    ----------
+    sources, layer, rna, gene_names, duplicates, obs, seed, memory, restart, progress
+        As for `ingest`.
+    atlas
+        Local path or ``s3://`` URL of the atlas.
+
+    Raises
+    ------
+    CellrayError
+        No atlas there, a source that it holds already, or what `ingest` refuses.
+    """
+    _check(sources, memory, seed)
+    there = Atlas.open(str(atlas))
+    opened = [open_source(path, layer=layer, rna=rna) for path in sources]
+    refuse_twins(opened)
+    _refuse_known(opened, there)
+    var, maps = join_genes(opened, join=there.var, names=gene_names, duplicates=duplicates)
+    along = {
+        path: join_matrix(opened, path, n_genes=len(var), genes=maps, join=_features(there, path))
+        for path in choose_matrices(opened, list(there.manifest.matrices))
+    }
+    taken = [source["name"] for source in there.manifest.sources]
+    names = source_names(opened, taken=taken)
+    columns = choose_columns(opened, obs)
+    contents = Contents(opened, names, var, maps, columns, along, seed)
+    number = len(there.manifest.parts)
+    path = f"{PARTS}/{number}"
+    url = f"{there.url}/{path}"
+    if not is_remote(url):
+        Path(url).parent.mkdir(exist_ok=True)
+    fingerprint = fingerprint_of(contents, memory) + there.digest
+    with staged(url, fingerprint=fingerprint, restart=restart) as stage:
+        part = write_part(stage, contents, memory, progress)
+        publish(stage.url, Manifest(FORMAT, len(var), (part,)), stage.check)
+    now = Atlas.open(there.url)
+    if now.digest != there.digest:
+        raise CellrayError(f"{there.url} was changed meanwhile", "append again")
+    parts = (*now.manifest.parts, replace(part, path=path))
+    publish(there.url, replace(now.manifest, parts=parts))
+    return Atlas.open(there.url)
+
+
+def _check(sources: Sequence[str | Path], memory: int, seed: int) -> None:
     if not sources:
         raise CellrayError("there are no sources", "name at least one file")
     if memory < LEAST_MEMORY:
         raise CellrayError(
-            f"{memory:,} bytes of memory are too few", f"give {LEAST_MEMORY:,} at least"
+            f"{memory / 2**30:.3g} GiB of memory are too few",
+            f"give {LEAST_MEMORY / 2**30:g} at least",
         )
-    opened = [open_source(path, layer=layer) for path in sources]
-    genes = shared_genes(opened)
-    columns = choose_columns(opened, obs)
-    names = source_names(opened)
-    budget = (memory - _LIBRARIES) // _BYTES_PER_ELEMENT
-    n_cells = sum(source.n_cells for source in opened)
-    url = normalise(out)
-    with staged(url, overwrite=overwrite) as (place, scratch, check):
-        spill = Spill(scratch, len(genes))
-
-        def needed() -> int:
-            # What is spilled, and, before compression, what is written; counts of one byte.
-            return 2 * sum(s.max_nnz for s in opened) * (1 + spill.index_dtype.itemsize)
-
-        with full_disk(scratch.parents[1], needed):
-            order = generator(seed, "ingest").permutation(n_cells)
-            _read(opened, genes, order, spill, budget, progress)
-            digests = [
-                *_write_counts(place, spill, n_cells, budget, progress, check),
-                write_obs(place, opened, names, columns, order),
-                write_var(place, genes, opened[0].genes),
-            ]
-            manifest = Manifest(
-                format=FORMAT,
-                n_cells=n_cells,
-                n_genes=len(genes),
-                nnz=spill.nnz,
-                max_count=spill.max_count,
-                seed=seed,
-                digest=hashlib.sha256(b"".join(digests)).hexdigest(),
-                sources=[
-                    {
-                        "name": name,
-                        "path": str(source.path),
-                        "cells": source.n_cells,
-                        "genes": len(source.genes),
-                        "layer": source.layer,
-                        "gene_names": source.gene_names,
-                    }
-                    for name, source in zip(names, opened, strict=True)
-                ],
-            )
-            commit(place, manifest.to_attributes(), check)
-    return Atlas.open(url)
+    if seed < 0:
+        raise CellrayError(f"seed {seed} is negative", "give 0 or more")
 
 
-def _read(
-    sources: Sequence[Source],
-    genes: NDArray[np.str_],
-    order: NDArray[np.int64],
-    spill: Spill,
-    budget: int,
-    progress: Progress | None,
-) -> None:
-    """Pass 1: spill all counts of the shared genes, `budget` elements at most in memory."""
-    elements = _chunk_elements(sum(source.max_nnz for source in sources), budget)
-    positions = np.empty_like(order)
-    positions[order] = np.arange(len(order))
-    first = 0
+def _features(atlas: Atlas, path: str) -> Join:
+    """Say to which columns appended ones are joined."""
+    names = features_of(atlas, path)
+    if names is not None:
+        return names
+    return pd.RangeIndex(int(atlas.manifest.matrices[path]["columns"])).astype(str)
+
+
+def _refuse_known(sources: Sequence[Source], atlas: Atlas) -> None:
+    """Raise if a source is in the atlas already: the same path, with as many cells."""
+    known = {(one["path"], one["cells"]) for one in atlas.manifest.sources}
     for source in sources:
-        columns = gene_columns(source, genes)
-        with closing(ahead(source.chunks(elements))) as chunks:
-            for chunk in chunks:
-                counts = chunk.counts if columns is None else chunk.counts[:, columns]
-                counts.sort_indices()
-                spill.add(counts, positions[first + chunk.rows])
-                if progress:
-                    done = first + round(chunk.share * source.n_cells)
-                    progress("read", done, len(order))
-        first += source.n_cells
-    if not spill.nnz:
-        raise CellrayError("the sources hold no counts: all are zero", "choose another layer")
-
-
-def _write_counts(
-    url: str,
-    spill: Spill,
-    n_cells: int,
-    budget: int,
-    progress: Progress | None,
-    check: Callable[[], None],
-) -> list[bytes]:
-    """Pass 2: write ``X`` in shuffled order; gives digests of its arrays."""
-    check()
-    mean = -(-spill.nnz // n_cells)
-    declared = np.dtype(np.int32 if spill.nnz < 1 << 31 else np.int64)
-    store = zarr_store(f"{url}/X", create=True)
-    zarr.create_group(
-        store,
-        attributes={
-            "encoding-type": "csr_matrix",
-            "encoding-version": "0.1.0",
-            "shape": [n_cells, spill.n_genes],
-        },
-    )
-    chunk = min(CHUNK_CELLS * mean, budget)
-    shard = min(CHUNKS_PER_SHARD, max(1, 2 * budget // chunk))
-    dtype = np.min_scalar_type(spill.max_count)
-    data = _Stream(store, "data", spill.nnz, dtype, chunk, shard)
-    indices = _Stream(store, "indices", spill.nnz, spill.index_dtype, chunk, shard)
-    indptr = _Stream(store, "indptr", n_cells + 1, declared, _INDPTR_CHUNK, CHUNKS_PER_SHARD)
-    indptr.append(np.zeros(1, declared))
-    cells_done, end = 0, 0
-    size = max(1, _chunk_elements(spill.nnz, budget) // mean)
-    with closing(ahead(spill.buckets(n_cells, size, dtype))) as buckets:
-        for bucket in buckets:
-            check()
-            data.append(bucket.data)
-            indices.append(bucket.indices)
-            indptr.append((end + np.cumsum(bucket.lengths)).astype(declared))
-            end += len(bucket.data)
-            cells_done += len(bucket.lengths)
-            if progress:
-                progress("write", cells_done, n_cells)
-    check()
-    _declare(store, "indices", declared)
-    return [stream.close() for stream in (data, indices, indptr)]
-
-
-def _chunk_elements(total: int, budget: int) -> int:
-    """Choose how many elements to hold at a time; pieces and buckets are of this size.
-
-    The more elements there are in all, the larger both are, so that a bucket finds at least
-    `_LEAST_RUN` elements in every piece as long as the budget allows.
-    """
-    return min(max(math.isqrt(total * _LEAST_RUN), _LEAST_CHUNK), budget)
-
-
-class _Stream:
-    """An array that grows at its end and is written by whole shards."""
-
-    def __init__(
-        self, store: ZarrStore, name: str, size: int, dtype: DTypeLike, chunk: int, shard: int
-    ) -> None:
-        chunk = min(chunk, size)
-        shard = chunk * min(shard, -(-size // chunk))
-        with native_codecs():
-            self.array = zarr.create_array(
-                store,
-                name=name,
-                shape=(size,),
-                dtype=dtype,
-                chunks=(chunk,),
-                shards=(shard,),
-                compressors=BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
-            )
-        self.buffer = np.empty(shard, dtype)
-        self.filled = 0
-        self.written = 0
-        self.digest = hashlib.sha256(np.dtype(dtype).str.encode())
-
-    def append(self, values: NDArray[Any]) -> None:
-        """Take values; write what fills a shard."""
-        self.digest.update(values.data)
-        while len(values):
-            taken = min(len(values), len(self.buffer) - self.filled)
-            self.buffer[self.filled : self.filled + taken] = values[:taken]
-            self.filled += taken
-            values = values[taken:]
-            if self.filled == len(self.buffer):
-                self._write()
-
-    def close(self) -> bytes:
-        """Write the rest and give the digest."""
-        self._write()
-        if self.written != self.array.shape[0]:
-            msg = f"{self.array.path} has {self.array.shape[0]} elements, {self.written} came"
-            raise RuntimeError(msg)
-        return self.digest.digest()
-
-    def _write(self) -> None:
-        if self.filled:
-            stop = self.written + self.filled
-            self.array[self.written : stop] = self.buffer[: self.filled]
-            self.written, self.filled = stop, 0
-
-
-def _declare(store: ZarrStore, name: str, dtype: np.dtype[Any]) -> None:
-    """Declare a wider dtype than is stored; a codec casts for readers other than ours.
-
-    SciPy wants indices and indptr of one signed type, and narrow ones take less room and time.
-    """
-    path = f"{name}/zarr.json"
-    meta = json.loads(bytes(obstore.get(store.store, path).bytes()))
-    stored = np.dtype(meta["data_type"])
-    cast = {"encode_dtype": stored.str, "decode_dtype": dtype.str}
-    codecs = meta["codecs"][0]["configuration"]["codecs"]
-    codecs.insert(0, {"name": CAST, "configuration": cast})
-    meta["data_type"] = dtype.name
-    obstore.put(store.store, path, json.dumps(meta, indent=2).encode())
+        if (str(source.path), source.n_cells) in known:
+            raise CellrayError(f"{source.path} is in {atlas.url} already", "name only what is new")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.parts import Part, reason
+from cellray.core.settings import apply_change, read_yaml
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -29,10 +30,32 @@ class Data(_Section):
     mix
         Blocks of consecutive cells that are shuffled together in a slab; None is 4, or what the
         workers need to share a slab evenly.
+    tail
+        What becomes of the cells that fill no whole slab: ``drop`` leaves them out of the epoch,
+        ``pad`` fills a last slab up with cells that come twice.
+    split
+        A split stored in the atlas (``cellray split``): trains on its training cells, validates
+        on its validation cells, never touches its test cells. It takes the place of `validation`.
     validation
         Fraction of cells held out for the validation loss.
     split_by
         An obs column (a donor, a study): validation takes whole values of it. None: any cells.
+    weights
+        A numeric obs column: a cell comes in proportion to its value, never at 0.
+    balance
+        An obs column whose classes come equally often; missing values are a class of their own.
+    stratify
+        An obs column whose classes are dealt evenly to the batches of a slab.
+    replacement
+        Whether a weighted or balanced cell may come more than once an epoch. If not, one whose
+        share would be more comes every time.
+    epoch_cells
+        Cells of an epoch. None is all training cells; when they are weighted or balanced without
+        replacement, as many as keep the proportions.
+    obs
+        obs columns that come with every batch, as codes or values.
+    matrices
+        Matrices that come with every batch, by their paths: ``obsm/protein``.
     genes
         Keep this many highly variable genes, chosen on training cells; None keeps all.
     """
@@ -40,9 +63,32 @@ class Data(_Section):
     batch_size: Annotated[int, Field(ge=2)] = 256
     slab_batches: Annotated[int, Field(ge=1)] | None = None
     mix: Annotated[int, Field(ge=1)] | None = None
+    tail: Literal["drop", "pad"] = "drop"
+    split: str | None = None
     validation: Fraction = 0.1
     split_by: str | None = None
+    weights: str | None = None
+    balance: str | None = None
+    stratify: str | None = None
+    replacement: bool = False
+    epoch_cells: Annotated[int, Field(ge=2)] | None = None
+    obs: tuple[str, ...] = ()
+    matrices: tuple[str, ...] = ()
     genes: Annotated[int, Field(ge=2)] | None = None
+
+    @model_validator(mode="after")
+    def _choices_exclude_each_other(self) -> Self:
+        for one, other in (("split", "split_by"), ("weights", "balance")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise CellrayError(
+                    f"data.{one} and data.{other} exclude each other", "set one of them to null"
+                )
+        if self.stratify is not None and self.slab_batches == 1:
+            raise CellrayError(
+                "data.stratify deals classes over the batches of a slab, which has one only",
+                "set data.slab_batches to 4 or more, or to null",
+            )
+        return self
 
 
 class Optim(_Section):
@@ -184,57 +230,6 @@ class Recipe(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def read_yaml(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a YAML mapping and apply ``key.path=value`` changes."""
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        near = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise CellrayError(
-            f"no file {path}", suggest(path.name, [file.name for file in near])
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise CellrayError(f"{path} is not YAML: {error}", "see configs/pretrain/") from error
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise CellrayError(f"{path} holds no mapping", "see configs/pretrain/ for the form")
-    for change in changes:
-        apply_change(values, change)
-    return values
-
-
-def apply_change(values: dict[str, Any], change: str) -> None:
-    """Apply one ``key.path=value`` to a nested mapping; the value is read as YAML.
-
-    A number in the path is an index into a list: ``views.0.fraction=0.3``.
-    """
-    key, equals, text = change.partition("=")
-    words = key.split(".")
-    if not equals or not all(words):
-        raise CellrayError(
-            f"--set {change!r} is not KEY=VALUE", "for example --set train.epochs=10"
-        )
-    try:
-        value = yaml.safe_load(text)
-        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-            value = float(value) if _is_number(value) else value
-    except yaml.YAMLError as error:
-        raise CellrayError(f"--set {change!r}: the value is not YAML", "quote it") from error
-    node: Any = values
-    try:
-        for word in words[:-1]:
-            listed = isinstance(node, list | tuple)
-            node = node[int(word)] if listed else node.setdefault(word, {})
-        if isinstance(node, list):
-            node[int(words[-1])] = value
-        else:
-            node[words[-1]] = value
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise CellrayError(f"--set {key}: there is no such place", "see the recipe") from error
-
-
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """List the keys of a model and its sections, dotted."""
     keys = []
@@ -244,14 +239,6 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(kind, type) and issubclass(kind, _Section):
             keys += dotted_keys(kind, f"{prefix}{name}.")
     return keys
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _flatten(values: Any, prefix: str = "") -> list[tuple[str, str]]:  # noqa: ANN401 - YAML

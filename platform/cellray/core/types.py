@@ -1,12 +1,14 @@
 """Shapes of data that every floor shares."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+
+from cellray.core.copying import copy_runs
 
 Progress = Callable[[str, int, int], None]
 """Called as work goes on, with its stage, how much is done, and how much there is in all."""
@@ -42,6 +44,9 @@ class Rows:
     obs
         A column a name, each of shape (n_cells,): int32 category codes (-1 is missing) or values;
         after a trip through Arrow, bools are uint8.
+    matrices
+        What rides along, by its path in AnnData (``"obsm/protein"``, ``"layers/spliced"``): dense
+        ones of shape (n_cells, d), sparse ones as rows of their own.
     """
 
     data: NDArray[Any]
@@ -50,6 +55,7 @@ class Rows:
     n_genes: int
     cells: NDArray[np.int64]
     obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    matrices: Mapping[str, "NDArray[Any] | Rows"] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -57,18 +63,36 @@ class Rows:
     def take(self, rows: NDArray[np.integer[Any]]) -> Self:
         """Give the named rows, in the named order; a row may come more than once."""
         rows = np.asarray(rows, dtype=np.int64)
-        lengths = np.diff(self.indptr)[rows]
+        starts, stops = self.indptr[rows], self.indptr[rows + 1]
         indptr = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(lengths, out=indptr[1:])
-        # One gather index for all rows: each row's source start, less where it lands, plus arange.
-        flat = np.repeat(self.indptr[rows] - indptr[:-1], lengths) + np.arange(indptr[-1])
-        return type(self)(
-            data=self.data[flat],
-            indices=self.indices[flat],
+        np.cumsum(stops - starts, out=indptr[1:])
+        return replace(
+            self,
+            data=gather(self.data, starts, stops, indptr),
+            indices=gather(self.indices, starts, stops, indptr),
             indptr=indptr,
-            n_genes=self.n_genes,
             cells=self.cells[rows],
             obs={name: values[rows] for name, values in self.obs.items()},
+            matrices={
+                path: values.take(rows) if isinstance(values, Rows) else values[rows]
+                for path, values in self.matrices.items()
+            },
+        )
+
+    def slice(self, start: int, stop: int) -> Self:
+        """Give consecutive rows as views of the same arrays."""
+        low, high = int(self.indptr[start]), int(self.indptr[stop])
+        return replace(
+            self,
+            data=self.data[low:high],
+            indices=self.indices[low:high],
+            indptr=self.indptr[start : stop + 1] - low,
+            cells=self.cells[start:stop],
+            obs={name: values[start:stop] for name, values in self.obs.items()},
+            matrices={
+                path: values.slice(start, stop) if isinstance(values, Rows) else values[start:stop]
+                for path, values in self.matrices.items()
+            },
         )
 
     @classmethod
@@ -85,6 +109,9 @@ class Rows:
             n_genes=parts[0].n_genes,
             cells=np.concatenate([part.cells for part in parts]),
             obs={name: np.concatenate([p.obs[name] for p in parts]) for name in parts[0].obs},
+            matrices={
+                path: _joined([p.matrices[path] for p in parts]) for path in parts[0].matrices
+            },
         )
 
     def to_scipy(self) -> csr_matrix[Any]:
@@ -94,3 +121,22 @@ class Rows:
             (self.data, self.indices.astype(wide), self.indptr.astype(wide)),
             shape=(len(self), self.n_genes),
         )
+
+
+def gather(
+    values: NDArray[Any],
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+) -> NDArray[Any]:
+    """Copy runs ``[starts[i], stops[i])`` of a flat array to places ``indptr[i]`` of a new one."""
+    out = np.empty(int(indptr[-1]), values.dtype)
+    width = values.dtype.itemsize
+    source = np.ascontiguousarray(values).view(np.uint8)
+    copy_runs(source, 0, starts * width, stops * width, indptr[:-1] * width, out.view(np.uint8))
+    return out
+
+
+def _joined(parts: "Sequence[NDArray[Any] | Rows]") -> "NDArray[Any] | Rows":
+    rows = [part for part in parts if isinstance(part, Rows)]
+    return Rows.concat(rows) if rows else np.concatenate(parts)  # type: ignore[arg-type]

@@ -1,23 +1,26 @@
-"""Atlases as Ray datasets: one read task for each rank's share of a slab, in the plan's order."""
+"""Atlases as Ray datasets: shares of slabs in the plan's order, several to a read task."""
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from cellray.atlas.plan import Plan
+from cellray.atlas.plan import Plan, share_cells
+from cellray.atlas.selection import Selection
 from cellray.atlas.store import Atlas, open_cached
 from cellray.core.types import Span
 from cellray.feed.batches import Share, to_arrow
 
-ReadShare = Callable[[], Share]
+ReadShare = Callable[[int], Share]
+
+SPREAD = 16
+TASK_SHARES = 8
+MOST_TASKS = 4_000
 
 
 class AtlasSource(Datasource):
@@ -28,20 +31,29 @@ class AtlasSource(Datasource):
 
     Parameters
     ----------
-    reads
-        One function a share, in order; each opens the atlas in the task that runs it.
+    read
+        Reads a share by its number; it runs in Ray's tasks.
+    count
+        Number of shares.
     share_bytes
         Size of a share, for Ray's memory accounting.
     """
 
-    def __init__(self, reads: Sequence[ReadShare], *, share_bytes: int) -> None:
+    def __init__(self, read: ReadShare, count: int, *, share_bytes: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._reads = reads
+        self._read = read
         self._share_bytes = share_bytes
+        size = shares_a_task(count)
+        self._numbers = [range(i, min(i + size, count)) for i in range(0, count, size)]
+
+    @property
+    def n_tasks(self) -> int:
+        """Number of read tasks."""
+        return len(self._numbers)
 
     def estimate_inmemory_data_size(self) -> int:
         """Give the size of all shares in bytes."""
-        return self._share_bytes * len(self._reads)
+        return self._share_bytes * sum(map(len, self._numbers))
 
     def get_read_tasks(
         self,
@@ -49,25 +61,42 @@ class AtlasSource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: Any = None,  # noqa: ANN401 - Ray's signature
     ) -> list[ReadTask]:
-        """Give one task a share, whatever `parallelism` says: shares are the unit of order."""
-        del parallelism
-        size = BlockMetadata(
-            num_rows=1, size_bytes=self._share_bytes, input_files=None, exec_stats=None
-        )
+        """Give tasks of consecutive shares, however many `parallelism` asks for."""
+        del parallelism, data_context
         return [
-            ReadTask(partial(_block, read), size, per_task_row_limit=per_task_row_limit)
-            for read in self._reads
+            ReadTask(
+                partial(_blocks, self._read, numbers),
+                BlockMetadata(
+                    num_rows=len(numbers),
+                    size_bytes=self._share_bytes * len(numbers),
+                    input_files=None,
+                    exec_stats=None,
+                ),
+                per_task_row_limit=per_task_row_limit,
+            )
+            for numbers in self._numbers
         ]
+
+
+def shares_a_task(count: int) -> int:
+    """Choose how many shares a task reads one after another.
+
+    Ray prepares all tasks before the first row comes, in about a millisecond each, and starting
+    one costs several; so where there are many shares a task takes 8. Beyond 32,000 it takes more:
+    then memory and not the number of tasks bounds how many are read at once.
+    """
+    return max(1, min(TASK_SHARES, count // SPREAD), -(-count // MOST_TASKS))
 
 
 def train_dataset(
     atlas: Atlas,
     plan: Plan,
+    selection: Selection,
     *,
-    cells: NDArray[np.int64] | None = None,
     world: int = 1,
     step: int = 0,
     obs: Sequence[str] = (),
+    matrices: Sequence[str] = (),
 ) -> ray.data.Dataset:
     """Make the dataset of a run, from a step on, for `world` ranks to split.
 
@@ -77,69 +106,94 @@ def train_dataset(
         What to read.
     plan
         The order.
-    cells
-        The training cells, sorted, shape (plan.n_cells,); None when they are all of the atlas's.
+    selection
+        Which cells lie at the plan's positions.
     world
         Ranks among which every slab is shared.
     step
         The first step that is still to be trained; its slab is read whole, and the reader skips
         the batches before it.
-    obs
-        Columns to bring along.
+    obs, matrices
+        Columns, and what rides along, to bring.
     """
     plan.check_ranks(world)
-    shared = None if cells is None else ray.put(cells)
-    numbers = product(range(step // plan.slab_batches, plan.slabs), range(world))
-    reads = [
-        partial(read_share, atlas.url, atlas.digest, plan, shared, slab, rank, world, tuple(obs))
-        for slab, rank in numbers
-    ]
-    return _dataset(reads, share_bytes=_bytes_of(atlas, plan.slab // world))
+    first = step // plan.slab_batches
+    read = partial(
+        _read_share,
+        url=atlas.url,
+        digest=atlas.digest,
+        plan=plan,
+        selection=ray.put(selection),
+        first=first,
+        world=world,
+        obs=tuple(obs),
+        matrices=tuple(matrices),
+    )
+    count = (plan.slabs - first) * world
+    return _dataset(read, count, share_bytes=_bytes_of(atlas, plan.slab // world))
 
 
 def sequential_dataset(
     atlas: Atlas, *, slab: int = 4096, obs: Sequence[str] = ()
 ) -> ray.data.Dataset:
     """Make a dataset of every cell once, in stored order, `slab` cells a row."""
-    reads = [
-        partial(_read_span, atlas.url, atlas.digest, Span(start, stop), number, tuple(obs))
-        for number, start in enumerate(range(0, atlas.n_cells, slab))
-        for stop in [min(start + slab, atlas.n_cells)]
-    ]
-    return _dataset(reads, share_bytes=_bytes_of(atlas, slab))
+    read = partial(
+        _read_span,
+        url=atlas.url,
+        digest=atlas.digest,
+        n_cells=atlas.n_cells,
+        slab=slab,
+        obs=tuple(obs),
+    )
+    return _dataset(read, -(-atlas.n_cells // slab), share_bytes=_bytes_of(atlas, slab))
 
 
-def read_share(
+def _read_share(
+    number: int,
+    *,
     url: str,
     digest: str,
     plan: Plan,
-    cells: ray.ObjectRef[NDArray[np.int64]] | None,
-    slab: int,
-    rank: int,
+    selection: "ray.ObjectRef[Selection]",
+    first: int,
     world: int,
     obs: Sequence[str],
+    matrices: Sequence[str],
 ) -> Share:
     """Read one rank's share of a slab, its cells in the plan's order."""
-    wanted = plan.share(slab, rank, world)
-    if cells is not None:
-        wanted = ray.get(cells)[wanted]
-    return Share(slab=slab, rows=open_cached(url, digest).read_cells(wanted, obs=obs))
+    slab, rank = first + number // world, number % world
+    cells = share_cells(plan, _selection(selection), slab, rank, world)
+    rows = open_cached(url, digest).read_cells(cells, obs=obs, matrices=matrices)
+    return Share(slab=slab, rank=rank, rows=rows)
 
 
-def _read_span(url: str, digest: str, span: Span, number: int, obs: Sequence[str]) -> Share:
-    return Share(slab=number, rows=open_cached(url, digest).read(span, obs=obs))
+@lru_cache(maxsize=2)
+def _selection(shared: "ray.ObjectRef[Selection]") -> Selection:
+    """Fetch the selection once a process: it keeps what it has drawn of an epoch."""
+    return ray.get(shared)
 
 
-def _block(read: ReadShare) -> Iterable[pa.Table]:
-    yield to_arrow(read())
+def _read_span(
+    number: int, *, url: str, digest: str, n_cells: int, slab: int, obs: Sequence[str]
+) -> Share:
+    span = Span(number * slab, min((number + 1) * slab, n_cells))
+    return Share(slab=number, rank=0, rows=open_cached(url, digest).read(span, obs=obs))
 
 
-def _dataset(reads: Sequence[ReadShare], *, share_bytes: int) -> ray.data.Dataset:
-    context = ray.data.DataContext.get_current()
+def _blocks(read: ReadShare, numbers: range) -> Iterator[pa.Table]:
+    for number in numbers:
+        yield to_arrow(read(number))
+
+
+def _dataset(read: ReadShare, count: int, *, share_bytes: int) -> ray.data.Dataset:
+    source = AtlasSource(read, count, share_bytes=share_bytes)
+    # Ray would split the blocks of fewer tasks than it was asked for.
+    dataset: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=source.n_tasks)
+    # The dataset has a context of its own; the session's stays as it was.
+    context = dataset.context
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    source = AtlasSource(reads, share_bytes=share_bytes)
-    dataset: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=len(reads))
+    context.target_max_block_size = 1  # byte: every row that a task yields is a block
     return dataset
 
 

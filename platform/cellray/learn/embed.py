@@ -96,7 +96,7 @@ def embed_rows(
         for start in range(0, len(rows), batch):
             chosen = np.arange(start, min(start + batch, len(rows)))
             part = Batch.of(rows.take(chosen)).to(device)
-            counts_BG = part.dense(where, n_genes=len(learner.genes))
+            counts_BG = part.counts(where, n_genes=len(learner.genes))
             parts.append(learner.embed(counts_BG, part.totals()).cpu().numpy())
     return np.concatenate([np.empty((0, learner.encoder.dim), np.float32), *parts])
 
@@ -134,6 +134,9 @@ def embed_matrix(
     """
     columns = gene_columns(learner.genes, genes)
     _require_counts(counts.data)
+    if not counts.has_canonical_format:  # a count stored in two parts
+        counts = counts.copy()
+        counts.sum_duplicates()
     rows = Rows(
         data=counts.data,
         indices=counts.indices,

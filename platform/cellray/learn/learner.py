@@ -14,6 +14,7 @@ from cellray.core.errors import CellrayError
 from cellray.core.parts import build_part, check_part
 from cellray.core.recipe import Recipe
 from cellray.core.seeds import seed_of
+from cellray.core.sparse import Matrix, Sparse
 from cellray.nets.encoder import Encoder
 from cellray.nets.table import ENCODERS
 from cellray.objectives.objective import Objective
@@ -25,7 +26,7 @@ from cellray.views.table import VIEWS
 TARGET_SUM = 10_000
 
 
-def normalise(counts_BG: Tensor, totals_B: Tensor) -> Tensor:
+def normalise(counts_BG: Matrix, totals_B: Tensor) -> Matrix:
     """Scale every cell to 10,000 counts and take log1p.
 
     Parameters
@@ -37,10 +38,14 @@ def normalise(counts_BG: Tensor, totals_B: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor
-        Shape (B, G), float32; an empty cell stays zero.
+    Tensor or Sparse
+        Shape (B, G), float32, sparse if the counts are; an empty cell stays zero.
     """
-    return (counts_BG * (TARGET_SUM / totals_B.clamp(min=1))[:, None]).log1p_()
+    scale_B = TARGET_SUM / totals_B.clamp(min=1)
+    if isinstance(counts_BG, Sparse):
+        scaled = counts_BG.values * scale_B[counts_BG.rows]
+        return counts_BG.with_values(scaled.log1p_())
+    return (counts_BG * scale_B[:, None]).log1p_()
 
 
 class Learner(nn.Module):
@@ -97,14 +102,15 @@ class Learner(nn.Module):
         return cls(recipe, tuple(map(str, genes)), encoder, objective, _views(recipe))
 
     def forward(
-        self, counts_BG: Tensor, totals_B: Tensor, cells_B: Tensor, epoch: int
+        self, counts_BG: Matrix, totals_B: Tensor, cells_B: Tensor, epoch: int
     ) -> dict[str, Tensor]:
         """Compute the loss of a batch.
 
         Parameters
         ----------
         counts_BG
-            Counts in the model's columns, shape (B, G), float32.
+            Counts in the model's columns, shape (B, G), float32, dense or sparse; the loss is the
+            same to rounding.
         totals_B
             Library sizes, shape (B,), float32.
         cells_B
@@ -125,14 +131,14 @@ class Learner(nn.Module):
         return parts
 
     def view(
-        self, x_BG: Tensor, cells_B: Tensor, *, epoch: int, draw: int
-    ) -> tuple[Tensor, Tensor | None]:
+        self, x_BG: Matrix, cells_B: Tensor, *, epoch: int, draw: int
+    ) -> tuple[Matrix, Tensor | None]:
         """Apply all views in turn.
 
         Parameters
         ----------
         x_BG
-            Log-normalised expression, shape (B, G).
+            Log-normalised expression, shape (B, G), dense or sparse.
         cells_B
             Positions of the cells in the atlas, shape (B,), int64.
         epoch, draw
@@ -140,20 +146,22 @@ class Learner(nn.Module):
 
         Returns
         -------
-        x_BG : Tensor
+        x_BG : Tensor or Sparse
             What the encoder sees, shape (B, G).
         hidden_BG : Tensor or None
-            What any view hid, shape (B, G), bool; None when no view hides.
+            What any view hid, shape (B, G), bool; None when no view hides or the objective does
+            not need it.
         """
+        needs_hidden = self.objective.needs_hidden
         hidden_BG: Tensor | None = None
         for place, view in enumerate(self.views):
             key_B = keys(self.recipe.seed, epoch, draw * len(self.views) + place, cells_B)
-            x_BG, also_BG = view(x_BG, key_B)
+            x_BG, also_BG = view(x_BG, key_B, needs_hidden=needs_hidden)
             if also_BG is not None:
                 hidden_BG = also_BG if hidden_BG is None else hidden_BG | also_BG
         return x_BG, hidden_BG
 
-    def embed(self, counts_BG: Tensor, totals_B: Tensor) -> Tensor:
+    def embed(self, counts_BG: Matrix, totals_B: Tensor) -> Tensor:
         """Embed cells without views and without dropout, whatever mode the encoder is in.
 
         Parameters

@@ -9,6 +9,9 @@ from torch import nn
 class Encoder(nn.Module):
     """A module whose forward takes ``x_BG`` (log-normalised expression) to ``z_BD``.
 
+    ``x_BG`` is a dense tensor or a `Sparse`; both give the same embedding to rounding. A network
+    that has no use for sparse rows starts with `cellray.core.sparse.dense`.
+
     An entry of `ENCODERS` is called with the number of genes and, by keyword, its settings.
 
     Attributes

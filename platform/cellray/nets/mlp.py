@@ -10,7 +10,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from cellray.core.sparse import Matrix
 from cellray.nets.encoder import Encoder
+from cellray.nets.sparse import SparseLinear
 
 Width = Annotated[int, Field(ge=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
@@ -41,25 +43,30 @@ class MLP(Encoder):
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.blocks = nn.ModuleList(selu_layers((n_genes, *widths, dim), dropout=dropout))
+        layers = selu_layers((n_genes, *widths, dim), dropout=dropout, first=SparseLinear)
+        self.blocks = nn.ModuleList(layers)
 
-    def forward(self, x_BG: Tensor) -> Tensor:
+    def forward(self, x_BG: Matrix) -> Tensor:
         """Embed cells, shape (B, G) to (B, D)."""
-        z = x_BG
-        for block in self.blocks:
+        first, *others = self.blocks
+        z: Tensor = first(x_BG)
+        for block in others:
             z = block(z)
         return z
 
 
-def selu_layers(sizes: Sequence[int], *, dropout: float = 0.0) -> list[nn.Module]:
+def selu_layers(
+    sizes: Sequence[int], *, dropout: float = 0.0, first: type[nn.Linear] = nn.Linear
+) -> list[nn.Module]:
     """Make linear layers of these sizes, each but the last with SELU and dropout behind it.
 
     Weights are drawn with variance 1 / fan-in (LeCun) and biases are zero, the initialisation
-    under which SELU keeps mean and variance from layer to layer (Klambauer et al. 2017).
+    under which SELU keeps mean and variance from layer to layer (Klambauer et al. 2017). `first`
+    is the kind of the first one.
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise(sizes):
-        linear = nn.Linear(fan_in, fan_out)
+        linear = (nn.Linear if layers else first)(fan_in, fan_out)
         nn.init.normal_(linear.weight, std=fan_in**-0.5)
         nn.init.zeros_(linear.bias)
         layers.append(nn.Sequential(linear, nn.SELU(), nn.Dropout(dropout)))

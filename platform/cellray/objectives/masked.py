@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cellray.core.sparse import Matrix, dense
 from cellray.nets.decoders import mlp_decoder
 from cellray.nets.mlp import Dropout, Width
 from cellray.objectives.objective import Objective
@@ -51,17 +52,18 @@ class Masked(Objective):
         self.decoder = mlp_decoder(encoder_dim, widths, n_genes, dropout=dropout)
 
     def forward(
-        self, encoder: nn.Module, views: Sequence[tuple[Tensor, Tensor | None]], x_BG: Tensor
+        self, encoder: nn.Module, views: Sequence[tuple[Matrix, Tensor | None]], x_BG: Matrix
     ) -> dict[str, Tensor]:
         """Compute the loss and its monitors."""
         ((view_BG, hidden_BG),) = views
         assert hidden_BG is not None, "check_recipe refuses views that hide nothing"
+        true_BG = dense(x_BG)
         predicted_BG = self.decoder(encoder(view_BG)).float()
         # Products with the mask, not torch.where: on a CPU they take a fifth of the time.
-        error = ((predicted_BG - x_BG) * hidden_BG).square().sum()
+        error = ((predicted_BG - true_BG) * hidden_BG).square().sum()
         with torch.no_grad():
             count_G = hidden_BG.sum(dim=0, dtype=torch.float32)
-            target_BG = x_BG * hidden_BG
+            target_BG = true_BG * hidden_BG
             mean_G = target_BG.sum(dim=0) / count_G.clamp(min=1)
             spread = target_BG.sub_(mean_G).mul_(hidden_BG).square_().sum()
         return {

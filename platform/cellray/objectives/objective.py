@@ -13,7 +13,8 @@ class Objective(nn.Module):
 
     An entry of `OBJECTIVES` is called with the encoder's dimension, the number of genes and, by
     keyword, its settings. Its forward takes the encoder, `n_views` pairs ``(x_BG, hidden_BG or
-    None)`` and the unchanged ``x_BG``; it gives scalars by name, among them ``loss``.
+    None)`` and the unchanged ``x_BG``; it gives scalars by name, among them ``loss``. Any
+    ``x_BG`` is dense or sparse (`cellray.core.sparse.Matrix`).
 
     In a process group the mean of ``loss`` over the ranks is the loss of all their cells
     together, and so is the mean of its gradients, which is what DDP and FSDP2 take. All ranks

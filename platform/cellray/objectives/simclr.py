@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cellray.core.sparse import Matrix
 from cellray.nets.heads import projector
 from cellray.nets.mlp import Width
 from cellray.objectives.objective import Objective
@@ -54,7 +55,7 @@ class SimCLR(Objective):
         self.projector = projector(encoder_dim, widths)
 
     def forward(
-        self, encoder: nn.Module, views: Sequence[tuple[Tensor, Tensor | None]], x_BG: Tensor
+        self, encoder: nn.Module, views: Sequence[tuple[Matrix, Tensor | None]], x_BG: Matrix
     ) -> dict[str, Tensor]:
         """Compute the loss and its monitors."""
         del x_BG

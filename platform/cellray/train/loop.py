@@ -111,8 +111,11 @@ class Loop:
         return {name: value.detach() for name, value in parts.items()} | {"grad_norm": full}
 
     def _forward(self, module: nn.Module, rows: Rows, epoch: int) -> dict[str, Tensor]:
-        batch = Batch.of(rows).to(self.device)
-        counts_BG = batch.dense(self.columns, n_genes=len(self.learner.genes))
+        batch = Batch.of(rows)
+        if self.device.type == "cuda":
+            batch = batch.pin()
+        batch = batch.to(self.device)
+        counts_BG = batch.counts(self.columns, n_genes=len(self.learner.genes))
         with autocast(self.recipe.train.precision, self.device):
             parts: dict[str, Tensor] = module(counts_BG, batch.totals(), batch.cells_B, epoch)
         return parts

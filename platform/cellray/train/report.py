@@ -3,15 +3,15 @@
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.data
-from numpy.typing import NDArray
 from ray.train import Checkpoint, UserCallback
 
 from cellray.atlas.plan import Plan
+from cellray.atlas.selection import Selection
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.feed.source import train_dataset
@@ -35,7 +35,7 @@ class RunCallback(UserCallback):
     ticker
         A file on the driver's node, where the controller runs too; it gets the step after each
         report, for the driver's progress bar.
-    atlas, plan, cells, world
+    atlas, plan, selection, world, obs, matrices
         What `train_dataset` takes.
     """
 
@@ -47,22 +47,32 @@ class RunCallback(UserCallback):
         ticker: Path,
         atlas: Atlas,
         plan: Plan,
-        cells: NDArray[np.int64],
+        selection: Selection,
         world: int,
+        obs: Sequence[str] = (),
+        matrices: Sequence[str] = (),
     ) -> None:
         self._run_id = run_id
         self._uri = uri
         self._ticker = ticker
         self._atlas = atlas
         self._plan = plan
-        self._cells = cells
+        self._selection = selection
         self._world = world
+        self._obs = obs
+        self._matrices = matrices
         self._step = 0
 
     def dataset(self) -> ray.data.Dataset:
         """Make the dataset from the last checkpoint's step on; Ray calls this at every start."""
         return train_dataset(
-            self._atlas, self._plan, cells=self._cells, world=self._world, step=self._step
+            self._atlas,
+            self._plan,
+            self._selection,
+            world=self._world,
+            step=self._step,
+            obs=self._obs,
+            matrices=self._matrices,
         )
 
     def after_report(

@@ -1,5 +1,6 @@
 """Pre-training as one call: plan, Ray Train, MLflow run, registered model version."""
 
+import logging
 import os
 import tempfile
 import threading
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 from ray.data import ExecutionOptions
 from ray.train.torch import TorchTrainer
 
+from cellray.atlas.choose import Choice, choose, validation_cells
 from cellray.atlas.genes import variable_genes
-from cellray.atlas.plan import Plan, make_plan, spans_of
-from cellray.atlas.splits import split_cells
+from cellray.atlas.plan import spans_of
+from cellray.atlas.splits import TRAIN
 from cellray.atlas.storage import normalise
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
@@ -35,6 +37,8 @@ from cellray.train.worker import train_worker
 VALIDATION_CELLS = 10_000
 JUDGED = ("validation_loss", "train_loss")
 POLL_SECONDS = "0.2"  # Ray's 2 s would hold every epoch of a small atlas back
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,25 +68,33 @@ class RunRef:
 class Setup:
     """What follows from a recipe and an atlas before anything is trained."""
 
-    plan: Plan
-    train_cells: NDArray[np.int64]
+    choice: Choice
     validation_cells: NDArray[np.int64]
     genes: tuple[str, ...]
 
     def describe(self) -> dict[str, Any]:
-        """Give the plan and the cells that each epoch leaves out, for the run's record."""
-        plan = self.plan
+        """Give the plan, and what each epoch leaves out or repeats, for the run's record."""
+        plan = self.choice.plan
         tails = {
-            epoch: [asdict(s) for s in spans_of(np.sort(self.train_cells[positions]))]
+            epoch: [asdict(span) for span in spans_of(np.sort(plan.tail_positions(epoch)))]
             for epoch in range(plan.epochs)
-            if len(positions := plan.tail_positions(epoch))
         }
         return {
             **asdict(plan),
             "steps": plan.steps,
+            "training_cells": self.choice.n_train,
             "validation_cells": len(self.validation_cells),
-            "tail_cells": plan.tail,
-            "tail_spans_by_epoch": tails,
+            "tail_cells": plan.tail_cells,
+            "tail_positions_by_epoch": tails,
+        }
+
+    def params(self) -> dict[str, str]:
+        """Say what an epoch holds and what it leaves out or repeats, for MLflow."""
+        plan = self.choice.plan
+        words = {"drop": "dropped", "pad": "repeated"}
+        return {
+            "epoch_cells": str(plan.n_cells),
+            f"epoch_cells_{words[plan.tail]}": str(plan.tail_cells),
         }
 
 
@@ -90,27 +102,21 @@ def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
     """Split the cells, choose the genes and make the plan; refuse what cannot be trained."""
     check_recipe(recipe)
     data = recipe.data
-    obs = atlas.obs([data.split_by]) if data.split_by else None
-    train, validation = split_cells(
-        obs,
-        atlas.n_cells,
-        validation=data.validation,
-        split_by=data.split_by,
-        seed=recipe.seed,
-    )
-    plan = make_plan(
-        len(train),
-        batch_size=data.batch_size,
-        epochs=recipe.train.epochs,
-        seed=recipe.seed,
-        world=recipe.train.num_workers,
-        slab_batches=data.slab_batches,
-        mix=data.mix,
-    )
+    for column in data.obs:
+        atlas.require_column(column)
+    for path in data.matrices:
+        atlas.require_matrix(path)
+    atlas.probe(obs=data.obs, matrices=data.matrices)
+    choice = choose(recipe, atlas)
     genes = atlas.genes
     if data.genes is not None:
+        train = np.flatnonzero(choice.sides == TRAIN)
         genes = variable_genes(atlas, train, data.genes, seed=recipe.seed)
-    return Setup(plan, train, validation[:VALIDATION_CELLS], tuple(genes.tolist()))
+    validation = validation_cells(choice, atlas, VALIDATION_CELLS)
+    setup = Setup(choice, validation, tuple(genes.tolist()))
+    facts = ", ".join(f"{name}={value}" for name, value in setup.params().items())
+    logger.info("%d steps; %s", choice.plan.steps, facts)
+    return setup
 
 
 def pretrain(
@@ -152,7 +158,7 @@ def pretrain(
     opened = Atlas.open(atlas)
     setup = prepare(recipe, opened)
     storage = normalise(storage or Path.cwd() / ".cellray" / "runs")
-    params = recipe.flat() | {"atlas": opened.url, "atlas_digest": opened.digest}
+    params = recipe.flat() | {"atlas": opened.url, "atlas_digest": opened.digest} | setup.params()
     with runs.run(experiment=experiment, run_name=name, params=params, tags=tags or {}) as run_id:
         runs.log_document(run_id, "plan.json", setup.describe())
         with ray_session():
@@ -160,7 +166,7 @@ def pretrain(
         facts = {
             "atlas": opened.url,
             "atlas_digest": opened.digest,
-            "cells": len(setup.train_cells),
+            "cells": setup.choice.n_train,
             "seed": recipe.seed,
         }
         version = models.register(learner, run_id=run_id, name=name, facts=facts, metrics=metrics)
@@ -186,15 +192,17 @@ def _fit(
             uri=tracking_uri(),
             ticker=ticker,
             atlas=atlas,
-            plan=setup.plan,
-            cells=setup.train_cells,
+            plan=setup.choice.plan,
+            selection=setup.choice.selection,
             world=recipe.train.num_workers,
+            obs=recipe.data.obs,
+            matrices=recipe.data.matrices,
         )
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
                 "recipe": recipe,
-                "plan": setup.plan,
+                "plan": setup.choice.plan,
                 "genes": setup.genes,
                 "atlas": atlas.url,
                 "validation": setup.validation_cells,
@@ -220,7 +228,7 @@ def _fit(
                 execution_options=ExecutionOptions(preserve_order=True)
             ),
         )
-        with _following(ticker, setup.plan.steps, progress):
+        with _following(ticker, setup.choice.plan.steps, progress):
             result = trainer.fit()
     checkpoint, report = _best(result)
     learner = Learner.of(recipe, setup.genes)

@@ -3,7 +3,7 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from cellray.atlas.plan import Plan
 from cellray.atlas.store import Atlas
 from cellray.core.recipe import Recipe
 from cellray.core.types import Rows
-from cellray.feed.batches import from_arrow, slice_rows
+from cellray.feed.batches import from_arrow
 from cellray.learn.embed import gene_columns
 from cellray.learn.learner import Learner
 from cellray.learn.optim import make_optimizer, make_schedule
 from cellray.train.checkpoint import load_checkpoint, save_checkpoint
 from cellray.train.loop import Loop, Record
 from cellray.train.parallel import parallelise
+
+PREFETCHED_SHARES = 2  # on their way to this node while the current one trains
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
@@ -53,7 +55,15 @@ def train_worker(config: Mapping[str, Any]) -> None:
         optimizer=optimizer,
         schedule=make_schedule(optimizer, recipe.optim, plan.steps),
         columns=torch.from_numpy(gene_columns(learner.genes, atlas.genes)).to(device),
-        validation=validation_share(atlas, config["validation"], plan.batch_size, rank, world),
+        validation=validation_share(
+            atlas,
+            config["validation"],
+            plan.batch_size,
+            rank,
+            world,
+            obs=recipe.data.obs,
+            matrices=recipe.data.matrices,
+        ),
         report=lambda records, summary: _report(loop, records, summary),
         device=device,
         rank=rank,
@@ -63,12 +73,13 @@ def train_worker(config: Mapping[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             loop.state = load_checkpoint(Path(folder), learner, optimizer, loop.schedule)
     shard = ray.train.get_dataset_shard("train")
-    loop.run(
-        stream(shard.iter_batches(batch_size=1, batch_format="pyarrow"), plan, loop.state.step)
+    tables = shard.iter_batches(
+        batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_SHARES
     )
+    loop.run(stream(tables, plan, loop.state.step, rank=rank))
 
 
-def stream(tables: Iterator[Any], plan: Plan, step: int) -> Iterator[Rows]:
+def stream(tables: Iterable[Any], plan: Plan, step: int, *, rank: int = 0) -> Iterator[Rows]:
     """Unpack a rank's shares into its batches, from a step on.
 
     Raises
@@ -80,15 +91,25 @@ def stream(tables: Iterator[Any], plan: Plan, step: int) -> Iterator[Rows]:
     expected, skip = divmod(step, plan.slab_batches)
     for table in tables:
         share = from_arrow(table)
-        if share.slab != expected:
-            msg = f"slab {share.slab} came where the plan has slab {expected}"
+        if (share.slab, share.rank) != (expected, rank):
+            msg = (
+                f"rank {share.rank}'s share of slab {share.slab} came to rank {rank}, where the "
+                f"plan has slab {expected}"
+            )
             raise RuntimeError(msg)
         yield from share.batches(plan.slab_batches, skip=skip)
         expected, skip = expected + 1, 0
 
 
 def validation_share(
-    atlas: Atlas, cells: NDArray[np.int64], batch_size: int, rank: int, world: int
+    atlas: Atlas,
+    cells: NDArray[np.int64],
+    batch_size: int,
+    rank: int,
+    world: int,
+    *,
+    obs: Sequence[str] = (),
+    matrices: Sequence[str] = (),
 ) -> list[Rows]:
     """Read one rank's share of the held-out cells, in batches that are equal on all ranks."""
     size = min(batch_size, len(cells) // world * world)
@@ -97,8 +118,8 @@ def validation_share(
     count = len(cells) // size
     each = size // world
     mine = cells[: count * size].reshape(count, world, each)[:, rank].reshape(-1)
-    rows = atlas.read_cells(mine)
-    return [slice_rows(rows, i * each, (i + 1) * each) for i in range(count)]
+    rows = atlas.read_cells(mine, obs=obs, matrices=matrices)
+    return [rows.slice(i * each, (i + 1) * each) for i in range(count)]
 
 
 def _report(loop: Loop, records: Sequence[Record], summary: Mapping[str, Any]) -> None:

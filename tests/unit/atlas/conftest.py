@@ -6,7 +6,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import csr_matrix, random_array
+from scipy.sparse import csr_matrix, issparse, random_array
 
 
 def random_counts(n_cells, n_genes, *, seed=0, density=0.2, most=300):
@@ -36,6 +36,36 @@ def counted():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def together():
+    """Put chunks, sparse or dense, together again as one array."""
+
+    def add_up(chunks, n_cells, n_columns):
+        total = np.zeros((n_cells, n_columns))
+        for chunk in chunks:
+            assert (np.diff(chunk.rows) > 0).all()
+            values = chunk.counts
+            if issparse(values):
+                assert values.has_canonical_format
+                values = values.toarray()
+            total[chunk.rows] += values
+        return total
+
+    return add_up
+
+
+@pytest.fixture(scope="session")
+def whole(together):
+    """Read all counts of a source, which must be unsigned, in chunks of about so many elements."""
+
+    def read(source, elements):
+        chunks = list(source.chunks(elements))
+        assert {chunk.counts.dtype.kind for chunk in chunks} <= {"u"}
+        return together(chunks, source.n_cells, len(source.genes))
+
+    return read
 
 
 @pytest.fixture

@@ -45,6 +45,20 @@ def test_everything_else_becomes_categories(parts, categories, values):
     assert [None if pd.isna(value) else value for value in joined] == values
 
 
+def test_an_order_holds_where_all_sources_have_it():
+    stages = ["late", "early"]
+    one = pd.Categorical(["late", None], stages, ordered=True)
+    joined = join_column([one, pd.Categorical(["early"], stages, ordered=True)], [2, 1])
+    assert (joined.ordered, list(joined.categories)) == (True, stages)
+    assert join_column([one, None], [2, 1]).ordered
+    for other in (
+        pd.Categorical(["early"], stages),
+        pd.Categorical(["early"], stages[::-1], ordered=True),
+        pd.Categorical(["early"], ["early"], ordered=True),
+    ):
+        assert not join_column([one, other], [2, 1]).ordered
+
+
 LONG = 2**53 + 1
 
 

@@ -3,28 +3,96 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import zarr
 from obstore.store import LocalStore
 
-from cellray.atlas import staging, storage, store
+from cellray.atlas import manifest, passes, staging, storage, stream
+from cellray.atlas.manifest import FORMAT, Manifest
 from cellray.atlas.staging import full_disk, staged
 from cellray.atlas.store import Atlas
 from cellray.atlas.write import ingest
 from cellray.core.errors import CellrayError
+from cellray.core.types import Span
 
 
-@pytest.mark.parametrize("stage", ["read", "write"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_nothing_is_left_of_what_was_interrupted(counted, h5ad, tmp_path, stage, error):
-    def stop(at, *_):
-        if at == stage:
-            raise error
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Make pieces, buckets and shards of a few cells, so that small counts have many."""
+    monkeypatch.setattr(passes, "_LEAST_CHUNK", 64)
+    monkeypatch.setattr(passes, "_LEAST_RUN", 1)
+    monkeypatch.setattr(passes, "CHUNK_CELLS", 2)
+    monkeypatch.setattr(passes, "_INDPTR_CHUNK", 2)
+    monkeypatch.setattr(stream, "CHUNKS_PER_SHARD", 2)
 
-    with pytest.raises(error):
-        ingest([h5ad(counted())], tmp_path / "deep" / "down" / "out", progress=stop)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.h5ad"]
+
+class StoppedError(Exception):
+    """What a test raises in the middle of an ingest."""
+
+
+def stop_after(count):
+    """Make a progress that stops the ingest at its call numbered `count`."""
+    calls = []
+
+    def progress(*call):
+        calls.append(call)
+        if len(calls) == count:
+            raise StoppedError
+
+    return progress
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_an_ingest_goes_on_where_it_was_stopped(counted, h5ad, tmp_path, monkeypatch):
+    path = h5ad(counted(60, 30))
+    steps = []
+    whole = ingest([path], tmp_path / "whole", progress=lambda *step: steps.append(step))
+    assert len(steps) >= 12
+    packed = []
+    pack = stream.pack
+    monkeypatch.setattr(stream, "pack", lambda *args: packed.append(1) or pack(*args))
+    for count in range(1, len(steps) + 1):
+        out = tmp_path / str(count)
+        with pytest.raises(StoppedError):
+            ingest([path], out, progress=stop_after(count))
+        assert not out.exists()
+        again = []
+        resumed = ingest([path], out, progress=lambda *step, again=again: again.append(step))
+        assert resumed.digest == whole.digest
+        assert len(again) <= len(steps) - count + 2  # at most a piece and a shard are done twice
+        assert (resumed.read(Span(0, 60)).to_scipy() != whole.read(Span(0, 60)).to_scipy()).nnz == 0
+        assert Atlas.open(str(out)).obs().equals(whole.obs())
+    assert sorted(found.name for found in tmp_path.iterdir()) == sorted(
+        ["a.h5ad", "whole", *map(str, range(1, len(steps) + 1))]
+    )
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("changed", ["source", "seed", "restart"])
+def test_another_ingest_does_not_go_on_with_what_was_left(counted, h5ad, tmp_path, changed):
+    path = h5ad(counted(60, 30))
+    with pytest.raises(StoppedError):
+        ingest([path], tmp_path / "out", progress=stop_after(9))
+    settings = {"source": {}, "seed": {"seed": 3}, "restart": {"restart": True}}[changed]
+    if changed == "source":
+        h5ad(counted(60, 30, seed=1))
+    steps = []
+    ours = ingest([path], tmp_path / "out", progress=lambda *s: steps.append(s), **settings)
+    settings.pop("restart", None)
+    assert ours.digest == ingest([path], tmp_path / "fresh", **settings).digest
+    assert steps[0][1] < 60
+
+
+def test_two_ingests_do_not_write_one_atlas(counted, h5ad, tmp_path):
+    path = h5ad(counted())
+
+    def other(*_):
+        with pytest.raises(CellrayError, match="another ingest is writing"):
+            ingest([path], tmp_path / "out")
+
+    assert ingest([path], tmp_path / "out", progress=other).n_cells == 40
 
 
 def test_nothing_is_left_of_a_later_source_that_is_bad(counted, h5ad, tmp_path):
@@ -77,11 +145,16 @@ def test_an_empty_folder_may_be_used(counted, h5ad, tmp_path):
 def test_an_atlas_comes_back_when_the_new_one_cannot_take_its_place(counted, h5ad, tmp_path):
     out = tmp_path / "out"
     first = ingest([h5ad(counted())], out)
+
     # Nothing is written, so that moving it there fails after the old one has moved away.
-    with pytest.raises(FileNotFoundError), staged(str(out), overwrite=True):
-        pass
+    def fail():
+        with staged(str(out), fingerprint="", overwrite=True) as stage:
+            Path(stage.url).rmdir()
+
+    with pytest.raises(FileNotFoundError):
+        fail()
     assert Atlas.open(str(out)).digest == first.digest
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.h5ad", "out"]
+    assert sorted(found.name for found in tmp_path.iterdir()) == [".out.ingest", "a.h5ad", "out"]
 
 
 @pytest.fixture
@@ -93,7 +166,8 @@ def bucket(tmp_path, monkeypatch):
         place = folder / url.removeprefix("s3://bucket/")
         return LocalStore(place, mkdir=True, automatic_cleanup=True)
 
-    for module in (staging, storage, store):
+    monkeypatch.chdir(tmp_path)
+    for module in (staging, storage, manifest, passes):
         monkeypatch.setattr(module, "object_store", open_folder)
     return folder
 
@@ -104,13 +178,16 @@ def files(folder):
 
 @pytest.mark.parametrize("stage", ["read", "write"])
 def test_a_prefix_that_another_ingest_took_over_is_left_to_it(
-    counted, h5ad, tmp_path, bucket, stage
+    counted, h5ad, tmp_path, bucket, stage, monkeypatch
 ):
     path, found = h5ad(counted()), []
 
     def take_over(at, *_):
         if at == stage and not found:
+            (tmp_path / "elsewhere").mkdir()
+            monkeypatch.chdir(tmp_path / "elsewhere")
             found.append(ingest([path], "s3://bucket/a", seed=1))
+            monkeypatch.chdir(tmp_path)
             found.append(files(bucket))
 
     with pytest.raises(CellrayError, match="another ingest took over s3://bucket/a; let that one"):
@@ -137,11 +214,11 @@ def test_a_prefix_that_is_being_taken_over_is_not_cleaned_up(counted, h5ad, buck
     assert bucket / "a" / staging.MARK not in files(bucket)
 
 
-def test_commit_asks_first_whether_the_place_is_ours(bucket):
+def test_publish_asks_first_whether_the_place_is_ours(bucket):
     def lose():
-        with staged("s3://bucket/a", overwrite=False) as (place, _, check):
+        with staged("s3://bucket/a", fingerprint="") as stage:
             (bucket / "a" / staging.MARK).write_text("another's")
-            staging.commit(place, {}, check)
+            staging.publish(stage.url, Manifest(FORMAT, 1, ()), stage.check)
 
     with pytest.raises(CellrayError, match="another ingest took over"):
         lose()
@@ -167,12 +244,14 @@ def test_a_process_that_is_ended_leaves_nothing_that_opens(counted, h5ad, tmp_pa
         process.send_signal(number)
         assert process.wait(timeout=30) != 0
     left = [path for path in tmp_path.iterdir() if path.name != "a.h5ad"]
-    if number != signal.SIGKILL:
-        assert left == []
     for path in (tmp_path / "out", *left, *(path / "atlas" for path in left)):
         with pytest.raises(CellrayError):
             Atlas.open(str(path))
-    assert ingest([h5ad(counted())], tmp_path / "out").n_cells == 40
+    seen = []
+    done = ingest([tmp_path / "a.h5ad"], tmp_path / "out", progress=lambda *s: seen.append(s[0]))
+    assert "read" not in seen  # it goes on after what was read
+    assert done.digest == ingest([tmp_path / "a.h5ad"], tmp_path / "fresh").digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5ad", "fresh", "out"]
 
 
 def test_the_signal_handler_is_put_back(counted, h5ad, tmp_path):

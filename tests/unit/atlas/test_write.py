@@ -11,7 +11,7 @@ import pytest
 import scanpy as sc
 from scipy.sparse import csc_matrix, csr_matrix
 
-import cellray.atlas.write as module
+from cellray.atlas import passes, stream
 from cellray.atlas.write import ingest
 from cellray.core.errors import CellrayError
 from cellray.core.types import Span
@@ -186,7 +186,7 @@ def test_the_digest_does_not_depend_on_chunks_buckets_or_encoding(
 ):
     data = counted(300, 40)
     whole = ingest([h5ad(data)], tmp_path / "1")
-    monkeypatch.setattr(module, "_chunk_elements", lambda total, budget: 123)
+    monkeypatch.setattr(passes, "chunk_elements", lambda total, budget: 123)
     data.X = encoding(data.X)
     cut = ingest([h5ad(data)], tmp_path / "2")
     assert cut.digest == whole.digest
@@ -215,20 +215,20 @@ def test_more_genes_than_16_bits_are_indexed_by_32(tmp_path, h5ad):
 
 
 def test_arrays_are_laid_out_in_shards_of_chunks(counted, h5ad, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_CELLS", 4)
-    monkeypatch.setattr(module, "CHUNKS_PER_SHARD", 8)
+    monkeypatch.setattr(passes, "CHUNK_CELLS", 4)
+    monkeypatch.setattr(stream, "CHUNKS_PER_SHARD", 8)
     data = counted(200, 40)
     atlas = ingest([h5ad(data)], tmp_path / "out")
     mean = -(-data.X.nnz // 200)
     for name, stored, declared in (
         ("data", "uint16", "uint16"), ("indices", "uint16", "int32"), ("indptr", "int32", "int32"),
     ):  # fmt: skip
-        array = atlas._arrays[name]
-        assert array.dtype == stored
-        assert atlas.group[f"X/{name}"].dtype == declared
+        layout = atlas.parts[0].reader(f"X/{name}").layout
+        assert layout.dtype == stored
+        assert layout.declared == atlas.group[f"X/{name}"].dtype == declared
         if name != "indptr":
-            assert array.chunks == (4 * mean,)
-            assert array.shards == (32 * mean,)
+            assert atlas.group[f"X/{name}"].chunks == (4 * mean,)
+            assert (layout.chunk, layout.shard) == (4 * mean, 32 * mean)
             files = list(Path(atlas.url, "X", name, "c").iterdir())
             assert len(files) == -(-data.X.nnz // (32 * mean)) > 4
     check_equal(original(atlas), data)
@@ -255,8 +255,8 @@ def test_the_manifest_names_the_sources(counted, h5ad, tmp_path):
     manifest = ingest([path], tmp_path / "out", seed=7).manifest
     assert (manifest.n_cells, manifest.n_genes, manifest.seed) == (40, 30, 7)
     assert manifest.sources == [
-        {"name": "plate", "path": str(path), "cells": 40, "genes": 30, "layer": "X",
-         "gene_names": "index"}
+        {"name": "plate", "path": str(path), "cells": 40, "genes": 30, "genes_matched": 30,
+         "layer": "X", "gene_names": "index"}
     ]  # fmt: skip
     root = json.loads(Path(tmp_path, "out", "zarr.json").read_text())
     assert root["attributes"]["encoding-type"] == "anndata"
@@ -267,7 +267,7 @@ def test_the_manifest_names_the_sources(counted, h5ad, tmp_path):
     [
         ({"obs": ["knd"]}, "did you mean 'kind'"),
         ({"layer": "counts"}, "no layer 'counts'"),
-        ({"memory": 1000}, "bytes of memory are too few"),
+        ({"memory": 1000}, "GiB of memory are too few"),
     ],
 )
 def test_what_cannot_be_done_is_refused_at_once(counted, h5ad, tmp_path, settings, words):
@@ -291,7 +291,7 @@ def test_an_entry_twice_in_one_cell_is_refused(mtx, counted, tmp_path, monkeypat
     lines = (folder / "matrix.mtx").read_text().splitlines(keepends=True)
     lines[2] = f"12 10 {counts.nnz + 1}\n"
     (folder / "matrix.mtx").write_text("".join([*lines, lines[3]]))
-    monkeypatch.setattr(module, "_chunk_elements", lambda total, budget: 8)
+    monkeypatch.setattr(passes, "chunk_elements", lambda total, budget: 8)
     with pytest.raises(CellrayError, match="holds a gene twice in one cell"):
         ingest([folder], tmp_path / "out")
 

@@ -2,7 +2,8 @@ import pytest
 import yaml
 
 from cellray.core.errors import CellrayError, suggest
-from cellray.core.recipe import Recipe, apply_change
+from cellray.core.recipe import Recipe
+from cellray.core.settings import apply_change
 
 
 def test_a_recipe_survives_its_own_yaml(tmp_path):
@@ -36,6 +37,10 @@ def test_flat_names_every_leaf_once():
         ({"trian": {}}, "did you mean 'train'?"),
         ({"optim": {"lr": -1}}, "'optim.lr': Input should be greater than 0"),
         ({"data": {"validation": 1}}, "'data.validation'"),
+        ({"data": {"tail": "keep"}}, "'data.tail'"),
+        ({"data": {"split": "a", "split_by": "b"}}, "data.split and data.split_by exclude"),
+        ({"data": {"weights": "a", "balance": "b"}}, "data.weights and data.balance exclude"),
+        ({"data": {"stratify": "a", "slab_batches": 1}}, "set data.slab_batches to 4 or more"),
         ({"train": {"num_workers": 3}}, "multiple of train.num_workers"),
     ],
 )

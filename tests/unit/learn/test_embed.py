@@ -53,6 +53,20 @@ def test_missing_genes_are_zero_and_foreign_ones_count_for_the_library(learner, 
     np.testing.assert_allclose(embed_matrix(learner, counts, names), expected, atol=1e-6)
 
 
+def test_counts_stored_in_two_parts_are_one_count(learner, counts):
+    split = csr_matrix(
+        (
+            np.repeat(counts.data, 2),
+            np.repeat(counts.indices, 2),
+            counts.indptr * 2,
+        ),
+        shape=counts.shape,
+    )
+    found = embed_matrix(learner, split, GENES)
+    np.testing.assert_allclose(found, embed_matrix(learner, counts * 2, GENES), atol=1e-6)
+    assert split.nnz == 2 * counts.nnz  # the caller's matrix stays as it was
+
+
 def test_no_cells_give_no_embeddings(learner, counts):
     assert embed_matrix(learner, counts[:0], GENES).shape == (0, 8)
 

@@ -78,7 +78,7 @@ def feed(counts):
     def batches(plan, step=0):
         first = step // plan.slab_batches
         tables = (
-            to_arrow(Share(slab, counts.take(plan.share(slab))))
+            to_arrow(Share(slab, 0, counts.take(plan.share(slab))))
             for slab in range(first, plan.slabs)
         )
         return stream(tables, plan, step)

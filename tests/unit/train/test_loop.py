@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from cellray.core.errors import CellrayError
-from cellray.feed.batches import slice_rows
 from cellray.train.checkpoint import load_checkpoint, load_learner, save_checkpoint
 
 
@@ -78,7 +77,7 @@ def test_checkpoints_inside_an_epoch_come_when_asked_for(make_loop, feed):
 
 
 def test_validation_draws_the_same_masks_each_time_and_no_dropout(make_loop, counts):
-    loop = make_loop("encoder.dropout=0.9", validation=[slice_rows(counts, 0, 32)])
+    loop = make_loop("encoder.dropout=0.9", validation=[counts.slice(0, 32)])
     assert loop.validate() == loop.validate()
 
 
@@ -87,7 +86,7 @@ def test_patience_ends_a_run_that_no_longer_improves(make_loop, feed, counts):
         "train.epochs=20",
         "train.patience=2",
         "optim.lr=1e-12",  # nothing is learned, so that no epoch improves by more than noise
-        validation=[slice_rows(counts, 0, 32)],
+        validation=[counts.slice(0, 32)],
     )
     loop.state.best = 0.0
     state = loop.run(feed(loop.plan))

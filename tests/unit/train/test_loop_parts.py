@@ -1,5 +1,7 @@
 """The parts of the loop that need neither Ray nor a model."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
@@ -23,32 +25,37 @@ def rows_of(cells):
 
 def tables(plan, world, rank, first=0):
     for slab in range(first, plan.slabs):
-        yield to_arrow(Share(slab, rows_of(plan.share(slab, rank, world))))
+        yield to_arrow(Share(slab, rank, rows_of(plan.share(slab, rank, world))))
 
 
 def test_resuming_at_any_step_gives_the_rest_of_the_batches():
     plan = make_plan(200, batch_size=8, slab_batches=3, epochs=2, seed=1)
-    whole = [rows.cells.tolist() for rows in stream(tables(plan, 2, 1), plan, 0)]
+    whole = [rows.cells.tolist() for rows in stream(tables(plan, 2, 1), plan, 0, rank=1)]
     assert len(whole) == plan.steps
     for step in (1, 3, 5, plan.steps - 1):
-        rest = stream(tables(plan, 2, 1, step // 3), plan, step)
+        rest = stream(tables(plan, 2, 1, step // 3), plan, step, rank=1)
         assert [rows.cells.tolist() for rows in rest] == whole[step:]
 
 
 def test_a_change_of_world_size_in_mid_epoch_keeps_every_cell_once():
     plan = make_plan(230, batch_size=8, slab_batches=3, epochs=1, seed=1)
-    before = [
-        r.cells for rank in range(4) for r in list(stream(tables(plan, 4, rank), plan, 0))[:7]
-    ]
-    after = [r.cells for rank in range(2) for r in stream(tables(plan, 2, rank, 2), plan, 7)]
+
+    def cells(world, rank, step, steps):
+        batches = stream(tables(plan, world, rank, step // 3), plan, step, rank=rank)
+        return [rows.cells for rows in islice(batches, steps)]
+
+    before = [batch for rank in range(4) for batch in cells(4, rank, 0, 7)]
+    after = [batch for rank in range(2) for batch in cells(2, rank, 7, None)]
     seen = np.concatenate([*before, *after, plan.tail_positions(0)])
     assert np.array_equal(np.sort(seen), np.arange(230))
 
 
-def test_a_slab_out_of_order_is_not_trained_on():
+def test_a_share_out_of_order_or_of_another_rank_is_not_trained_on():
     plan = make_plan(200, batch_size=8, slab_batches=3, epochs=1, seed=1)
-    with pytest.raises(RuntimeError, match="slab 1 came where the plan has slab 0"):
+    with pytest.raises(RuntimeError, match="slab 1 came to rank 0, where the plan has slab 0"):
         list(stream(tables(plan, 1, 0, first=1), plan, 0))
+    with pytest.raises(RuntimeError, match="rank 1's share of slab 0 came to rank 0"):
+        list(stream(tables(plan, 2, 1), plan, 0, rank=0))
 
 
 def test_the_stopwatch_splits_waiting_from_working():

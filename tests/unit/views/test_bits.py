@@ -6,8 +6,9 @@ import torch
 from scipy import stats
 
 from cellray.core.seeds import seed_of
+from cellray.core.sparse import Sparse
 from cellray.views import bits
-from cellray.views.bits import bernoulli, keys, random_bits, uniform
+from cellray.views.bits import bernoulli, bernoulli_at, keys, random_bits, random_bits_at, uniform
 
 M32, M64 = (1 << 32) - 1, (1 << 64) - 1
 CELLS = torch.arange(300)
@@ -111,6 +112,19 @@ def test_rows_do_not_depend_on_the_batch_they_come_in(monkeypatch):
     assert torch.equal(random_bits(keys(0, 0, 0, cells[5:9]), 333), whole[cells[5:9]])
     monkeypatch.setattr(bits, "CACHED_INTS", 1)
     assert torch.equal(random_bits(keys(0, 0, 0, torch.arange(1000)), 333), whole)
+
+
+@pytest.mark.parametrize("cached", [1 << 18, 100])
+@pytest.mark.parametrize("stream", [0, 3])
+def test_stored_entries_get_the_bits_of_their_cell_and_gene(monkeypatch, cached, stream):
+    monkeypatch.setattr(bits, "CACHED_INTS", cached)
+    rows, columns = torch.nonzero(torch.rand(300, 333) < 0.1).T
+    x = Sparse(torch.ones(len(rows)), rows, columns, (300, 333))
+    key = keys(7, 1, 2, CELLS * 12_345_678_901)
+    assert torch.equal(random_bits_at(key, x, stream), random_bits(key, 333, stream)[rows, columns])
+    hidden = bernoulli_at(key, x, 0.3, stream)
+    assert torch.equal(hidden, bernoulli(key, 333, 0.3, stream)[rows, columns])
+    assert 0.25 < hidden.float().mean() < 0.35
 
 
 def test_more_genes_leave_the_first_ones_as_they_are():

@@ -6,6 +6,7 @@ from scipy import stats
 
 from cellray.core.errors import CellrayError
 from cellray.core.parts import Part, build_part
+from cellray.core.sparse import Sparse
 from cellray.views.bits import keys
 from cellray.views.table import VIEWS
 
@@ -35,6 +36,20 @@ def test_changing_hidden_entries_leaves_the_view_bit_identical(value):
     again, hidden_again = VIEWS["random_mask"](fraction=0.4)(X.masked_fill(hidden, value), KEY)
     assert torch.equal(hidden, hidden_again)
     assert torch.equal(view.view(torch.int32), again.view(torch.int32))
+
+
+def test_sparse_cells_get_the_very_view_of_dense_ones():
+    x = torch.where(torch.rand(X.shape, generator=torch.Generator().manual_seed(1)) < 0.1, X, 0)
+    rows, columns = x.nonzero().T
+    sparse = Sparse(x[rows, columns], rows, columns, tuple(x.shape))
+    view = VIEWS["random_mask"](fraction=0.4)
+    seen, hidden = view(x, KEY)
+    sparse_seen, sparse_hidden = view(sparse, KEY)
+    assert torch.equal(sparse_seen.dense(), seen)
+    assert torch.equal(sparse_hidden, hidden)
+    assert len(sparse_seen.values) < 0.7 * len(sparse.values)  # hidden entries are gone
+    assert view(sparse, KEY, needs_hidden=False)[1] is None
+    assert view(x, KEY, needs_hidden=False)[1] is None
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, "half"])

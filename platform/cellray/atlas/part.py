@@ -1,0 +1,236 @@
+"""Reading one part of an atlas: runs of elements of its arrays, and chunks of its obs columns."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import NDArray
+
+from cellray.atlas.manifest import PartFacts
+from cellray.atlas.shards import CorruptChunkError, Layout, ShardReader
+from cellray.atlas.storage import COPY_AGAIN, Fetch, fetcher, intact, is_remote, zarr_store
+from cellray.core.copying import copy_runs
+from cellray.core.errors import CellrayError
+
+COLUMN_CHUNK = 1 << 16
+"""Rows of an obs column that are read at once."""
+
+GAP_BYTES = 256 << 10
+"""Unwanted bytes that cost less than another request to an object store."""
+
+Job = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pieces:
+    """Runs of elements to be read, ascending, and where they go.
+
+    Attributes
+    ----------
+    starts, stops
+        Elements of the stored array, shape (n,).
+    places
+        Element of the result at which each run begins, shape (n,).
+    cells
+        The cell that each run belongs to, numbered through the atlas, shape (n,).
+    """
+
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    places: NDArray[np.int64]
+    cells: NDArray[np.int64]
+
+
+class Part:
+    """One part of an atlas, open for reading; thread-safe.
+
+    Parameters
+    ----------
+    url
+        The part's own URL.
+    facts
+        What the manifest says of it.
+    start
+        Number of its first cell in the atlas.
+    nodes
+        Metadata of its arrays and groups by path, from the root's consolidated metadata.
+    """
+
+    def __init__(self, url: str, facts: PartFacts, start: int, nodes: dict[str, Any]) -> None:
+        self.url = url
+        self.facts = facts
+        self.start = start
+        self.nodes = nodes
+        self._readers: dict[str, ShardReader] = {}
+        self._indptr = lru_cache(maxsize=256)(self._read_indptr)
+        self._column_chunk = lru_cache(maxsize=256)(self._read_column_chunk)
+
+    @cached_property
+    def group(self) -> zarr.Group:
+        """The part as a zarr group, for elements that need no speed."""
+        with warnings.catch_warnings():
+            # zarr says of the cast behind the indices that other implementations may lack it.
+            warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr")
+            return zarr.open_group(zarr_store(self.url), mode="r")
+
+    @cached_property
+    def _fetch(self) -> Fetch:
+        return fetcher(self.url)
+
+    def reader(self, path: str) -> ShardReader:
+        """Give the reader of an array."""
+        if path not in self._readers:
+            meta = self.nodes.get(path)
+            if meta is None or meta["node_type"] != "array":
+                raise CellrayError(f"{self.url} lacks a part: {path}", COPY_AGAIN)
+            suffix = "/0" * (len(meta["shape"]) - 1)
+            layout = Layout.of(path, meta)
+            self._readers[path] = ShardReader(self.url, layout, self._fetch, suffix=suffix)
+        return self._readers[path]
+
+    def bounds(
+        self, path: str, rows: NDArray[np.int64], pool: Executor
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Give where each of some ascending rows of a sparse matrix starts and stops.
+
+        Raises
+        ------
+        CellrayError
+            The row pointers are damaged.
+        """
+        reader = self.reader(f"{path}/indptr")
+        chunk = reader.layout.chunk
+        starts, stops = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+        numbers = np.unique(np.concatenate([rows, rows + 1]) // chunk).tolist()
+        pointers = pool.map(lambda number: self._indptr(path, number), numbers)
+        for number, values in zip(numbers, pointers, strict=True):
+            for shift, out in ((0, starts), (1, stops)):
+                low, high = np.searchsorted(rows + shift, [number * chunk, (number + 1) * chunk])
+                out[low:high] = values[rows[low:high] + shift - number * chunk]
+        if len(rows) and ((stops < starts).any() or stops.max() > self._size(path)):
+            raise CellrayError(f"{self.url}: {path}/indptr is damaged", COPY_AGAIN)
+        return starts, stops
+
+    def jobs(self, path: str, pieces: Pieces, out: NDArray[Any]) -> Iterator[Job]:
+        """Give the jobs that together read pieces of an array into `out`; threads may run them.
+
+        Each job makes one request (and one more for an index that it is the first to need).
+        """
+        reader = self.reader(path)
+        for chunks in reader.runs(touched(pieces, reader.layout.chunk), gap=self.gap(reader)):
+            yield lambda chunks=chunks: self._decode(reader, chunks, pieces, out)  # type: ignore[misc]
+
+    def _decode(
+        self, reader: ShardReader, chunks: NDArray[np.int64], pieces: Pieces, out: NDArray[Any]
+    ) -> None:
+        size, dtype = reader.layout.chunk, reader.layout.dtype
+        scratch = np.empty(size, dtype)
+        shift = pieces.places - pieces.starts
+        straight = bool((shift == shift[0]).all()) and dtype == out.dtype
+        for number, packed in zip(chunks.tolist(), reader.fetch_run(chunks), strict=True):
+            base = number * size
+            low = int(np.searchsorted(pieces.stops, base, "right"))
+            high = int(np.searchsorted(pieces.starts, base + size, "left"))
+            first = base + int(shift[0])
+            whole = (
+                straight and pieces.starts[low] <= base and base + size <= pieces.stops[high - 1]
+            )
+            try:
+                if whole and (pieces.stops[low : high - 1] == pieces.starts[low + 1 : high]).all():
+                    reader.decode(number, packed, out[first : first + size])
+                    continue
+                reader.decode(number, packed, scratch)
+            except CorruptChunkError as error:
+                cells = pieces.cells[low:high]
+                raise CellrayError(
+                    f"{self.url}: {reader.layout.path}: chunk {error.number}, which holds cells "
+                    f"{cells.min()} to {cells.max()}, is corrupt",
+                    COPY_AGAIN,
+                ) from error
+            width = out.dtype.itemsize
+            copy_runs(
+                scratch.astype(out.dtype, copy=False).view(np.uint8),
+                base * width,
+                pieces.starts[low:high] * width,
+                pieces.stops[low:high] * width,
+                pieces.places[low:high] * width,
+                out.view(np.uint8),
+            )
+
+    def column(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Read an obs column at some ascending rows: codes of a category, or values."""
+        if not len(rows):
+            return self._column_chunk(name, 0)[:0]
+        numbers, first = np.unique(rows // COLUMN_CHUNK, return_index=True)
+        parts = [
+            self._column_chunk(name, int(number))[run - number * COLUMN_CHUNK]
+            for number, run in zip(numbers, np.split(rows, first[1:]), strict=True)
+        ]
+        return np.concatenate(parts)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the obs columns."""
+        with intact(self.url):
+            return tuple(self.nodes["obs"]["attributes"]["column-order"])
+
+    def has_column(self, name: str) -> bool:
+        """Say whether this part has an obs column."""
+        return name in self.columns
+
+    def is_categorical(self, name: str) -> bool:
+        """Say whether an obs column holds categories."""
+        with intact(self.url):
+            node = self.nodes[f"obs/{name}"]
+        return bool(node["attributes"].get("encoding-type") == "categorical")
+
+    def frame(self, name: str) -> pd.DataFrame:
+        """Read ``obs`` or ``var`` whole."""
+        frame: pd.DataFrame = anndata.io.read_elem(self.group[name])
+        return frame
+
+    def _read_column_chunk(self, name: str, number: int) -> NDArray[Any]:
+        node: Any = self.group[f"obs/{name}"]
+        array = node["codes"] if self.is_categorical(name) else node
+        return np.asarray(array[number * COLUMN_CHUNK : (number + 1) * COLUMN_CHUNK])
+
+    def _read_indptr(self, path: str, number: int) -> NDArray[Any]:
+        reader = self.reader(f"{path}/indptr")
+        out = np.empty(reader.layout.chunk, reader.layout.dtype)
+        chunks = np.array([number])
+        try:
+            reader.decode(number, reader.fetch_run(chunks)[0], out)
+        except CorruptChunkError as error:
+            first = number * len(out)
+            raise CellrayError(
+                f"{self.url}: {path}/indptr: chunk {number}, which points to cells {first} to "
+                f"{first + len(out) - 1}, is corrupt",
+                COPY_AGAIN,
+            ) from error
+        return out
+
+    def _size(self, path: str) -> int:
+        return min(self.reader(f"{path}/{name}").layout.size for name in ("data", "indices"))
+
+    def gap(self, reader: ShardReader) -> int:
+        """Give how many unwanted chunks a request may run over."""
+        if not is_remote(self.url):
+            return 0
+        return GAP_BYTES // (reader.layout.chunk * reader.layout.dtype.itemsize)
+
+
+def touched(pieces: Pieces, chunk: int) -> NDArray[np.int64]:
+    """List the chunks in which pieces lie, ascending and each once."""
+    kept = pieces.stops > pieces.starts
+    first = pieces.starts[kept] // chunk
+    last = (pieces.stops[kept] - 1) // chunk
+    long = np.flatnonzero(last - first > 1)  # rare: a run of more than a chunk
+    inner = [np.arange(first[i] + 1, last[i]) for i in long]
+    return np.unique(np.concatenate([first, last, *inner]))

@@ -1,0 +1,119 @@
+"""Reading any cells of an atlas's matrices: where their elements lie, and where they go."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellray.atlas.part import Job, Part, Pieces, touched
+from cellray.core.types import Rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """Cells that are asked for.
+
+    Attributes
+    ----------
+    cells
+        As asked, shape (n,), int64.
+    order
+        Which of them come first in the store, shape (n,).
+    ordered
+        The cells in stored order, shape (n,).
+    """
+
+    cells: NDArray[np.int64]
+    order: NDArray[np.int64]
+    ordered: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, cells: NDArray[np.integer[Any]]) -> "Wanted":
+        """Order cells."""
+        whole = np.asarray(cells, np.int64)
+        order = np.argsort(whole, kind="stable")
+        return cls(whole, order, whole[order])
+
+    def by_part(
+        self, parts: Sequence[Part]
+    ) -> Iterator[tuple[Part, NDArray[np.int64], NDArray[np.int64]]]:
+        """Give for each part its rows, ascending, and their places among the cells asked for."""
+        for part in parts:
+            ends = [part.start, part.start + part.facts.n_cells]
+            low, high = np.searchsorted(self.ordered, ends)
+            if high > low:
+                yield part, self.ordered[low:high] - part.start, self.order[low:high]
+
+
+def sparse_rows(
+    parts: Sequence[Part], path: str, columns: int, wanted: Wanted, pool: Executor
+) -> tuple[Rows, list[Job]]:
+    """Make rows of a sparse matrix, and the jobs that fill their memory."""
+    found = [
+        (part, rows, places, *part.bounds(path, rows, pool))
+        for part, rows, places in wanted.by_part(parts)
+    ]
+    indptr = np.zeros(len(wanted.cells) + 1, np.int64)
+    for _, _, places, starts, stops in found:
+        indptr[places + 1] = stops - starts
+    np.cumsum(indptr, out=indptr)
+    jobs: list[Job] = []
+    out = {}
+    for name in ("data", "indices"):
+        dtypes = [part.reader(f"{path}/{name}").layout.dtype for part in parts]
+        out[name] = np.empty(int(indptr[-1]), np.result_type(*dtypes))
+        for part, rows, places, starts, stops in found:
+            pieces = Pieces(starts, stops, indptr[places], rows + part.start)
+            jobs += part.jobs(f"{path}/{name}", pieces, out[name])
+    return Rows(out["data"], out["indices"], indptr, columns, wanted.cells), jobs
+
+
+def dense_rows(
+    parts: Sequence[Part], path: str, columns: int, wanted: Wanted
+) -> tuple[NDArray[Any], list[Job]]:
+    """Make rows of a dense matrix, and the jobs that fill their memory."""
+    dtypes = [part.reader(path).layout.dtype for part in parts]
+    out = np.empty((len(wanted.cells), columns), np.result_type(*dtypes))
+    jobs: list[Job] = []
+    for part, rows, places in wanted.by_part(parts):
+        starts = rows * columns
+        pieces = Pieces(starts, starts + columns, places * columns, rows + part.start)
+        jobs += part.jobs(path, pieces, out.reshape(-1))
+    return out, jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What reading some cells takes with warm indices.
+
+    Attributes
+    ----------
+    requests
+        Ranges that are fetched.
+    wanted, decoded
+        Elements of the counts that are asked for, and that lie in the chunks that hold them.
+    """
+
+    requests: int
+    wanted: int
+    decoded: int
+
+
+def cost(parts: Sequence[Part], ordered: NDArray[np.int64], pool: Executor) -> Cost:
+    """Say what reading the counts of some cells, in stored order, takes."""
+    requests = wanted = decoded = 0
+    for part, rows, _ in Wanted.of(ordered).by_part(parts):
+        starts, stops = part.bounds("X", rows, pool)
+        pieces = Pieces(starts, stops, starts, rows)
+        for name in ("data", "indices"):
+            reader = part.reader(f"X/{name}")
+            chunks = touched(pieces, reader.layout.chunk)
+            requests += len(reader.runs(chunks, gap=part.gap(reader)))
+            decoded += len(chunks) * reader.layout.chunk
+            wanted += int((stops - starts).sum())
+        chunk = part.reader("X/indptr").layout.chunk
+        requests += len(np.unique(np.concatenate([rows, rows + 1]) // chunk))
+    return Cost(requests, wanted, decoded)

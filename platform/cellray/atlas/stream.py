@@ -1,0 +1,188 @@
+"""Writing sharded arrays that grow at their end."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import obstore
+import zarr
+from numpy.typing import NDArray
+from obstore.store import ObjectStore
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
+
+from cellray.atlas.journal import Journal
+from cellray.atlas.shards import CAST, Layout, encode_chunk, join_chunks
+from cellray.atlas.staging import ROOT
+
+CHUNKS_PER_SHARD = 128
+IN_FLIGHT = 4
+"""Chunks that wait for a thread to pack them."""
+
+Packed = tuple[bytes, bytes]
+
+
+class Stream:
+    """An array that is written from its start to its end, whole shards at a time.
+
+    Parameters
+    ----------
+    store
+        The atlas.
+    path
+        The array's path in it.
+    shape
+        Rows, or rows and columns; the rows are what grows.
+    dtype
+        As stored.
+    declared
+        A wider type for readers other than ours, by a codec that casts: SciPy wants indices and
+        indptr of one signed type, and narrow ones take less room and time.
+    rows
+        Rows in an inner chunk.
+    pool
+        Threads that compress.
+    journal
+        Takes a line a shard; the shards that it has are not written again.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        path: str,
+        *,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        declared: np.dtype[Any] | None = None,
+        rows: int,
+        pool: ThreadPoolExecutor,
+        journal: Journal,
+    ) -> None:
+        rows = min(rows, shape[0])
+        shard = rows * min(CHUNKS_PER_SHARD, -(-shape[0] // rows))
+        put_array(store, path, shape, dtype, declared, (rows, *shape[1:]), (shard, *shape[1:]))
+        width = int(np.prod(shape[1:], dtype=np.int64))
+        self.layout = Layout(
+            path=path,
+            size=shape[0] * width,
+            dtype=dtype,
+            declared=declared or dtype,
+            chunk=rows * width,
+            shard=shard * width,
+        )
+        self._suffix = "/0" * (len(shape) - 1)
+        self._store = store
+        self._pool = pool
+        self._journal = journal
+        done = {shard: digest for found, shard, digest in journal.of("shard") if found == path}
+        self._digests = [bytes.fromhex(done[number]) for number in range(len(done))]
+        self.written = min(len(done) * self.layout.shard, self.layout.size)
+        """Elements that are in the store."""
+        self.position = 0
+        """Elements that came."""
+        self._rest: list[NDArray[Any]] = []
+        self._chunks: list[Future[Packed]] = []
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Take the next values, flat; those that an earlier try has written are passed over."""
+        start = self.position
+        self.position += len(values)
+        values = values[max(0, min(self.written - start, len(values))) :]
+        size = self.layout.chunk
+        waiting = sum(map(len, self._rest))
+        while waiting + len(values) >= size:
+            taken = size - waiting
+            self._pack([*self._rest, values[:taken]])
+            self._rest, waiting, values = [], 0, values[taken:]
+        if len(values):
+            self._rest.append(values)
+
+    def skip_to(self, position: int) -> None:
+        """Say where the next values begin; all before must have been written."""
+        if position > self.written or self.position:
+            msg = (
+                f"{self.layout.path}: {position} elements were passed over, {self.written} written"
+            )
+            raise RuntimeError(msg)
+        self.position = position
+
+    def close(self) -> bytes:
+        """Write the rest and give the array's digest."""
+        if self._rest:
+            self._pack(self._rest)
+            self._rest = []
+        if self._chunks:
+            self._write()
+        if self.position != self.layout.size:
+            msg = f"{self.layout.path}: {self.position} of {self.layout.size} elements came"
+            raise RuntimeError(msg)
+        head = self.layout.dtype.str.encode()
+        return hashlib.sha256(b"".join([head, *self._digests])).digest()
+
+    def _pack(self, parts: list[NDArray[Any]]) -> None:
+        values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if len(self._chunks) >= IN_FLIGHT:
+            self._chunks[-IN_FLIGHT].result()  # what waits keeps its memory
+        self._chunks.append(self._pool.submit(pack, values, self.layout.chunk))
+        if len(self._chunks) == self.layout.chunks_per_shard:
+            self._write()
+
+    def _write(self) -> None:
+        number = len(self._digests)
+        packed = [chunk.result() for chunk in self._chunks]
+        self._chunks = []
+        body = join_chunks([chunk for chunk, _ in packed], self.layout.chunks_per_shard)
+        digest = hashlib.sha256(b"".join(digest for _, digest in packed)).digest()
+        obstore.put(self._store, self.layout.object_path(number) + self._suffix, body)
+        self._digests.append(digest)
+        self.written = min((number + 1) * self.layout.shard, self.layout.size)
+        self._journal.add("shard", [self.layout.path, number, digest.hex()])
+
+
+def pack(values: NDArray[Any], size: int) -> Packed:
+    """Compress a chunk, filled up with zeros at the array's end; give it and its digest."""
+    digest = hashlib.sha256(np.ascontiguousarray(values).view(np.uint8).data).digest()
+    if len(values) < size:
+        values = np.concatenate([values, np.zeros(size - len(values), values.dtype)])
+    return encode_chunk(np.ascontiguousarray(values)), digest
+
+
+def put_array(
+    store: ObjectStore,
+    path: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    declared: np.dtype[Any] | None,
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...],
+) -> None:
+    """Write the metadata of an array; zarr itself makes it."""
+    array: Any = zarr.create_array(
+        {},
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        shards=shards,
+        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()],
+        attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
+    )
+    meta = json.loads(array.metadata.to_buffer_dict(default_buffer_prototype())[ROOT].to_bytes())
+    if declared is not None and declared != dtype:
+        cast = {"encode_dtype": dtype.str, "decode_dtype": declared.str}
+        codecs = meta["codecs"][0]["configuration"]["codecs"]
+        codecs.insert(0, {"name": CAST, "configuration": cast})
+        meta["data_type"] = declared.name
+    put_json(store, path, meta)
+
+
+def put_group(store: ObjectStore, path: str, attributes: Mapping[str, Any]) -> None:
+    """Write the metadata of a group."""
+    put_json(store, path, {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def put_json(store: ObjectStore, path: str, meta: Mapping[str, Any]) -> None:
+    """Write the metadata of a node."""
+    obstore.put(store, f"{path}/{ROOT}", json.dumps(meta, indent=1).encode())

@@ -1,0 +1,68 @@
+"""Settings from YAML files, and changes to them from the command line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cellray.core.errors import CellrayError, suggest
+
+
+def read_yaml(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML mapping and apply ``key.path=value`` changes."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        near = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise CellrayError(
+            f"no file {path}", suggest(path.name, [file.name for file in near])
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise CellrayError(f"{path} is not YAML: {error}", "see configs/pretrain/") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise CellrayError(f"{path} holds no mapping", "see configs/pretrain/ for the form")
+    for change in changes:
+        apply_change(values, change)
+    return values
+
+
+def apply_change(values: dict[str, Any], change: str) -> None:
+    """Apply one ``key.path=value`` to a nested mapping; the value is read as YAML.
+
+    A number in the path is an index into a list: ``views.0.fraction=0.3``.
+    """
+    key, equals, text = change.partition("=")
+    words = key.split(".")
+    if not equals or not all(words):
+        raise CellrayError(
+            f"--set {change!r} is not KEY=VALUE", "for example --set train.epochs=10"
+        )
+    try:
+        value = yaml.safe_load(text)
+        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+            value = float(value) if _is_number(value) else value
+    except yaml.YAMLError as error:
+        raise CellrayError(f"--set {change!r}: the value is not YAML", "quote it") from error
+    node: Any = values
+    try:
+        for word in words[:-1]:
+            listed = isinstance(node, list | tuple)
+            node = node[int(word)] if listed else node.setdefault(word, {})
+        if isinstance(node, list):
+            node[int(words[-1])] = value
+        else:
+            node[words[-1]] = value
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise CellrayError(f"--set {key}: there is no such place", "see the recipe") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
