@@ -15,21 +15,21 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from feed_data import make_cells, plate_sizes
 from feed_measure import random_bits
-from feed_report import HEAD, Row, Target, cells_of, page, paired, text_table, write_json
+from feed_report import HEAD, Row, Target, cells_of, page, paired, text_table, versions, write_json
 from feed_servers import find_nginx, range_servers
 
 ROOT = Path(__file__).parents[2]
 HERE, BENCH = ROOT / "tests/benchmarks", ROOT / "build/bench"
 ANNBATCH, SCDATASET = ROOT / ".venv-annbatch/bin/python", ROOT / ".venv-scdataset"
+STORE = BENCH / "annbatch.zarr"
 SMALL, LARGE = 64, 4096
-INGEST_ROUNDS, SEARCH_SECONDS, TIMEOUT = 3, 4.0, 900
+INGEST_ROUNDS, SEARCH_SECONDS, FINALISTS, TIMEOUT = 3, 4.0, 2, 900
 ANNBATCH_SETTINGS = ((32, 512), (64, 256), (128, 128), (512, 32), (256, 16), (512, 8), (1024, 4))
 SCDATASET_SETTINGS = {  # block, fetch, workers: more workers only cost where they were tried
     SMALL: ((4, 16, 0), (4, 16, 2), (64, 64, 0), (64, 64, 2)),
@@ -47,7 +47,8 @@ class Bench:
     def __init__(self, cells: int) -> None:
         self.cells = cells
         self.found: dict[tuple[str, str, int | None], list[Found]] = defaultdict(list)
-        self.chosen: dict[str, str] = {}
+        self.chosen: dict[str, list[str]] = defaultdict(list)
+        self.failed = False
         self.notes: list[str] = []
         self.env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
@@ -59,34 +60,38 @@ class Bench:
         command: str,
         env: Mapping[str, str] | None = None,
         **settings: Any,
-    ) -> Found:
+    ) -> None:
+        """Measure once, in a process of its own; what fails is noted and has no row."""
         ours = what.startswith("cellray") or what.startswith("HDF5")
         python = ANNBATCH if what.startswith("annbatch") else Path(sys.executable)
         script = HERE / ("feed_ours.py" if ours else "feed_rivals.py")
         extra = {} if ours or python == ANNBATCH else {"PYTHONPATH": str(SCDATASET)}
         given = settings if batch is None else {**settings, "batch": batch}
-        done = subprocess.run(
-            [python, script, command, json.dumps(given, default=str)],
-            env=self.env | extra | dict(env or {}),
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
-        if done.returncode:
-            sys.exit(f"{what}, {setting}, batch {batch} failed:\n{done.stderr[-3000:]}")
-        found: Found = json.loads(done.stdout.splitlines()[-1])
+        try:
+            done = subprocess.run(
+                [python, script, command, json.dumps(given, default=str)],
+                env=self.env | extra | dict(env or {}),
+                capture_output=True,
+                check=True,
+                timeout=TIMEOUT,
+            )
+        except subprocess.SubprocessError as error:
+            self.failed = True
+            print(f"{what}, {setting}: {error}\n{(error.stderr or b'').decode()[-3000:]}")
+            self.notes.append(f"{what}, {setting}, batch {batch}: failed.")
+            return
+        found: Found = json.loads(done.stdout.decode().splitlines()[-1])
         self.found[what, setting, batch].append(found)
         speed = f"{found['cells_per_s']:10,.0f} cells/s" if "cells_per_s" in found else ""
-        print(f"{what:38} {setting:30} {batch or '':>5} {speed}", flush=True)
-        return found
+        print(f"{what:26} {setting:34} {batch or '':>5} {speed}", flush=True)
 
     def speeds(self, what: str, setting: str, batch: int | None = LARGE) -> list[float]:
         return [found["cells_per_s"] for found in self.found.get((what, setting, batch), ())]
 
-    def best(self, what: str, batch: int) -> str:
-        """Name the setting with which a loader was fastest."""
+    def best(self, what: str, batch: int) -> list[str]:
+        """Name the settings of a loader, the fastest first."""
         names = [s for w, s, b in self.found if (w, b) == (what, batch)]
-        return max(names, key=lambda name: median(self.speeds(what, name, batch)))
+        return sorted(names, key=lambda name: -median(self.speeds(what, name, batch)))
 
     def rows(self) -> list[Row]:
         def middle(runs: list[Found], key: str) -> float | None:
@@ -113,17 +118,9 @@ def ingest(bench: Bench, files: Mapping[str, Path], few: Mapping[str, Path], rou
         out = BENCH / "store/atlas"
         bench.run("cellray ingest", "plain h5ad", None, "ingest", source=files["plain"], out=out)
         if ANNBATCH.exists():
-            store = BENCH / "annbatch.zarr"
-            shutil.rmtree(store, ignore_errors=True)
-            source = files["plain"]
-            bench.run(
-                "annbatch add_adatas",
-                "plain h5ad",
-                None,
-                "annbatch_ingest",
-                source=source,
-                out=store,
-            )
+            shutil.rmtree(STORE, ignore_errors=True)
+            settings = {"source": files["plain"], "out": STORE}
+            bench.run("annbatch add_adatas", "plain h5ad", None, "annbatch_ingest", **settings)
         if number == 0:
             out = BENCH / "store/gzip"
             bench.run("cellray ingest", "gzip h5ad", None, "ingest", source=files["gzip"], out=out)
@@ -132,11 +129,10 @@ def ingest(bench: Bench, files: Mapping[str, Path], few: Mapping[str, Path], rou
     bench.run("cellray ingest", "a quarter of it", None, "ingest", source=few["plain"], out=out)
 
 
-def annbatch(bench: Bench, chunk: int, preload: int, batch: int, seconds: float) -> None:
-    settings = {"chunk": chunk, "preload": preload, "seconds": seconds}
-    name = f"chunk {chunk}, preload {preload}"
-    store = BENCH / "annbatch.zarr"
-    bench.run("annbatch", name, batch, "annbatch_read", store=store, **settings)
+def annbatch(bench: Bench, name: str, batch: int, seconds: float) -> None:
+    chunk, preload = (int(pair.split(" ")[1]) for pair in name.split(", "))
+    settings = {"store": STORE, "chunk": chunk, "preload": preload, "seconds": seconds}
+    bench.run("annbatch", name, batch, "annbatch_read", **settings)
 
 
 def scdataset(bench: Bench, source: Path, name: str, batch: int, seconds: float) -> None:
@@ -150,17 +146,18 @@ def search(bench: Bench, source: Path) -> None:
     for batch in (SMALL, LARGE):
         if ANNBATCH.exists():
             for chunk, preload in ANNBATCH_SETTINGS:
-                annbatch(bench, chunk, preload, batch, SEARCH_SECONDS)
+                annbatch(bench, f"chunk {chunk}, preload {preload}", batch, SEARCH_SECONDS)
         for block, fetch, workers in SCDATASET_SETTINGS[batch]:
             name = f"block {block}, fetch {fetch}, workers {workers}"
             scdataset(bench, source, name, batch, SEARCH_SECONDS)
         settings = {"source": source, "seconds": SEARCH_SECONDS}
         bench.run("AnnLoader", "backed, dense", batch, "annloader", **settings)
-        for workers in (0, 2) if batch == SMALL else (int(bench.best("DataLoader", SMALL)[-1]),):
+        tried = [int(name[-1]) for name in bench.best("DataLoader", SMALL)[:1]]
+        for workers in tried or (0, 2):
             name = f"backed rows, workers {workers}"
             bench.run("DataLoader", name, batch, "dataloader", workers=workers, **settings)
-    for what in ("scDataset", *(["annbatch"] if ANNBATCH.exists() else [])):
-        bench.chosen[what] = bench.best(what, LARGE)
+    for what in ("scDataset", "annbatch"):
+        bench.chosen[what] = bench.best(what, LARGE)[:FINALISTS]
 
 
 def paired_rounds(bench: Bench, source: Path, rounds: int, seconds: float) -> None:
@@ -187,12 +184,15 @@ def paired_rounds(bench: Bench, source: Path, rounds: int, seconds: float) -> No
             ),
             *(lambda p=p: ours("cellray reader", "reader", p) for p in places),
             *(lambda p=p: ours("cellray Ray Train", "ray_train", p) for p in places),
-            lambda: scdataset(bench, source, bench.chosen["scDataset"], LARGE, seconds),
+            *(
+                lambda name=name: scdataset(bench, source, name, LARGE, seconds)
+                for name in bench.chosen["scDataset"]
+            ),
+            *(
+                lambda name=name: annbatch(bench, name, LARGE, seconds)
+                for name in bench.chosen["annbatch"]
+            ),
         ]
-        if ANNBATCH.exists():
-            name = bench.chosen["annbatch"]
-            chunk, preload = (int(pair.split(" ")[1]) for pair in name.split(", "))
-            steps.append(lambda: annbatch(bench, chunk, preload, LARGE, seconds))
         for number in range(rounds):
             for step in steps[:: -1 if number % 2 else 1]:
                 step()
@@ -226,19 +226,21 @@ def worker_rows(bench: Bench) -> list[Row]:
 def judge(bench: Bench, sizes: list[int]) -> list[Target]:
     """Set what was found beside the targets."""
 
-    def best(what: str) -> list[float]:  # without the run that chose the setting
-        return bench.speeds(what, bench.chosen.get(what, ""))[1:]
+    def best(what: str) -> list[float]:
+        """Give the fastest of the finalists in every round, without the runs that chose them."""
+        runs = [bench.speeds(what, name)[1:] for name in bench.chosen[what]]
+        return [max(each) for each in zip(*runs, strict=False)]
 
     ray, reader = (bench.speeds(f"cellray {name}", "local") for name in ("Ray Train", "reader"))
     limits = (bench.speeds("cellray sequential limit", f"local, {n} threads") for n in (1, 2))
-    limit = [max(pair) for pair in zip(*limits, strict=True)]
+    limit = [max(pair) for pair in zip(*limits, strict=False)]
     ingests = [
         bench.speeds(x, "plain h5ad", None) for x in ("cellray ingest", "annbatch add_adatas")
     ]
     at_random = random_bits(sizes, LARGE)
-    runs = bench.found["cellray Ray Train", "local", LARGE]
-    away = max(abs(run["entropy_bits"] - at_random) for run in runs)
-    worker = max(row.peak_rss_mib for row in worker_rows(bench) if row.what.endswith("r, resident"))
+    runs = bench.found.get(("cellray Ray Train", "local", LARGE), [])
+    away = max((abs(run["entropy_bits"] - at_random) for run in runs), default=None)
+    worker = max((run["worker_mib"] for run in runs), default=None)
     targets = [
         Target("Ray Train / annbatch's best", paired(ray, best("annbatch")), 1.5),
         Target("Ray Train / scDataset's best", paired(ray, best("scDataset")), 3),
@@ -253,25 +255,6 @@ def judge(bench: Bench, sizes: list[int]) -> list[Target]:
             found = paired(bench.speeds(f"cellray {what}", place), local)
             targets.append(Target(f"{what}: {place} / local", found, wanted))
     return targets
-
-
-def versions() -> dict[str, str]:
-    names = ("cellray", "ray", "torch", "anndata", "zarr", "h5py")
-    found = {"Python": sys.version.split()[0], **{name: version(name) for name in names}}
-    if SCDATASET.exists():
-        info = next(SCDATASET.glob("scdataset-*.dist-info")).name
-        found["scDataset"] = info.removeprefix("scdataset-").removesuffix(".dist-info")
-    if ANNBATCH.exists():
-        names = ("annbatch", "anndata", "zarr", "zarrs")
-        code = (
-            "import sys; from importlib.metadata import version as v; print(sys.version.split()[0])"
-        )
-        code += "".join(f"; print(v('{name}'))" for name in names)
-        done = subprocess.run([ANNBATCH, "-c", code], capture_output=True, text=True, check=True)
-        python, own, *others = done.stdout.split()
-        beside = ", ".join(f"{n} {v}" for n, v in zip(names[1:], others, strict=True))
-        found["annbatch"] = f"{own} (Python {python}, {beside})"
-    return found
 
 
 def main() -> None:
@@ -297,12 +280,15 @@ def main() -> None:
         + " and ".join(f"{random_bits(sizes, n):.3f} bits ({n:,} cells)" for n in (SMALL, LARGE))
         + "."
     )
-    write_json(BENCH.parent / "bench/feed.json", rows)
+    write_json(BENCH / "feed.json", rows)
     print("\n" + text_table(HEAD, [cells_of(row) for row in rows]))
     print("\n" + text_table(("target", "found", "wanted", ""), [t.words() for t in targets]))
     print("\n" + "\n".join([data, *bench.notes]))
     if options.markdown:
-        options.markdown.write_text(page(rows, targets, versions(), data, bench.notes))
+        options.markdown.write_text(
+            page(rows, targets, versions(ANNBATCH, SCDATASET), data, bench.notes)
+        )
+    sys.exit(bench.failed)
 
 
 if __name__ == "__main__":

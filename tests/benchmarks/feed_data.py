@@ -4,6 +4,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+
 from cellray.atlas.simulate import Simulation, simulate
 
 PLATES, GENES = 14, 20_000

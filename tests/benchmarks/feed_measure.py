@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-WARM_SECONDS = 2.0
+WARM_SECONDS = 1.0
 SAMPLE_SECONDS = 0.25
 PAGE = 4096
 LABEL = "plate"
@@ -24,25 +24,28 @@ Batch = tuple[Any, Sequence[np.ndarray], bool]
 """Labels of the cells, the arrays of their counts, and whether a fetch ends with this batch."""
 
 
-def consume(batches: Iterable[Batch], *, seconds: float) -> dict[str, float]:
+def consume(
+    batches: Iterable[Batch], *, seconds: float, warm: float = WARM_SECONDS
+) -> dict[str, float]:
     """Time an endless stream of batches once it is warm, and take the entropy of their labels.
 
-    The clock runs from the end of one fetch to the end of another, so that a loader which fetches
-    many batches at once is timed over whole fetches. Every memory page of every array is touched:
-    an array that nobody has looked at may not be there yet.
+    It is warm `warm` seconds after its first batch. The clock runs from the end of one fetch to
+    the end of another, so that a loader which fetches many batches at once is timed over whole
+    fetches. Every memory page of every array is touched: an array that nobody has looked at may
+    not be there yet.
     """
-    start = time.perf_counter()
-    labels, cells, began = [], 0, None
+    labels, cells, first, began = [], 0, None, None
     for label, arrays, fetched in batches:
         for array in arrays:
             array[:: max(1, PAGE // array.itemsize)].sum()
         now = time.perf_counter()
+        first = first or now
         if began is not None:
             labels.append(label)
             cells += len(label)
             if fetched and now - began >= seconds:
                 break
-        elif fetched and now - start >= min(WARM_SECONDS, seconds):
+        elif fetched and now - first >= warm:
             began = now
     elapsed = now - began
     return {"cells_per_s": cells / elapsed, "entropy_bits": float(np.mean([*map(bits, labels)]))}

@@ -17,6 +17,7 @@ import h5py
 import psutil
 from feed_measure import LABEL, Batch, answer, consume, own_peak
 
+RAY_WARM_SECONDS = 4.0  # the first batch comes before all read tasks have their process
 MOST_CELLS = 6_000_000  # more than is ever read in a measurement
 
 
@@ -43,20 +44,20 @@ def reader(*, url: str, batch: int, seconds: float) -> dict[str, Any]:
     return consume(batches_of(stream), seconds=seconds)
 
 
-def sequential(*, url: str, threads: int, seconds: float) -> dict[str, Any]:
-    """The limit: spans of 4,096 cells in stored order, nothing mixed and nothing handed on."""
+def sequential(*, url: str, batch: int, threads: int, seconds: float) -> dict[str, Any]:
+    """The limit: spans of `batch` cells in stored order, nothing mixed and nothing handed on."""
     from cellray.atlas.store import Atlas
     from cellray.core.types import Span
 
-    atlas, step = Atlas.open(url), 4096
-    starts = range(0, atlas.n_cells - step + 1, step)
+    atlas = Atlas.open(url)
+    starts = range(0, atlas.n_cells - batch + 1, batch)
 
     def spans() -> Iterator[Any]:
         with ThreadPoolExecutor(threads) as pool:
             for _ in count():
                 coming = []
                 for start in starts:
-                    coming.append(pool.submit(atlas.read, Span(start, start + step), obs=(LABEL,)))
+                    coming.append(pool.submit(atlas.read, Span(start, start + batch), obs=(LABEL,)))
                     if len(coming) > threads:
                         yield coming.pop(0).result()
                 yield from (future.result() for future in coming)
@@ -67,12 +68,13 @@ def sequential(*, url: str, threads: int, seconds: float) -> dict[str, Any]:
 def ray_train(*, url: str, batch: int, seconds: float) -> dict[str, Any]:
     """Through Ray Data into one Ray Train worker, as `cellray.pretrain` sets it up."""
     import ray.train
+    from ray.data import ExecutionOptions
+    from ray.train.torch import TorchTrainer
+
     from cellray.atlas.selection import Selection
     from cellray.atlas.store import Atlas
     from cellray.feed.session import ray_session
     from cellray.feed.source import train_dataset
-    from ray.data import ExecutionOptions
-    from ray.train.torch import TorchTrainer
 
     atlas = Atlas.open(url)
     plan = endless_plan(atlas.n_cells, batch)
@@ -96,12 +98,14 @@ def ray_train(*, url: str, batch: int, seconds: float) -> dict[str, Any]:
 
 def train_worker(config: Mapping[str, Any]) -> None:
     import ray.train
+
     from cellray.train.worker import PREFETCHED_SHARES, stream
 
     tables = ray.train.get_dataset_shard("train").iter_batches(
         batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_SHARES
     )
-    found = consume(batches_of(stream(tables, config["plan"], 0)), seconds=config["seconds"])
+    batches = batches_of(stream(tables, config["plan"], 0))
+    found = consume(batches, seconds=config["seconds"], warm=RAY_WARM_SECONDS)
     readers = [
         own_peak(process.pid)
         for process in psutil.Process(os.getppid()).children()  # the raylet's

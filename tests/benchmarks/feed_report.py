@@ -3,10 +3,12 @@
 import json
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import distributions, version
 from pathlib import Path
 from statistics import median
 
@@ -20,6 +22,8 @@ NOTES = (
     "Peak memory is the sum of the proportional set sizes of the process and its children "
     "(a page shared by several counts once); for Ray that includes its own processes and the "
     "object store. For single processes it is the peak resident set.",
+    "The sequential limit is taken as the faster of one and two threads, the best setting of "
+    "another loader as the faster of its two best, in every round anew.",
     "Other loaders keep their batches sparse where they can, read plates as codes, and take the "
     "best of the settings and numbers of workers that are listed; AnnLoader makes dense batches.",
 )
@@ -57,8 +61,8 @@ class Target:
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Give the median of the ratios of runs of the same rounds."""
-    if not ours or not theirs:
+    """Give the median of the ratios of runs of the same rounds; None where one is lacking."""
+    if not ours or len(ours) != len(theirs):
         return None
     return median(a / b for a, b in zip(ours, theirs, strict=True))
 
@@ -88,6 +92,22 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write_json(path: Path, rows: Sequence[Row]) -> None:
     path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def versions(annbatch: Path, scdataset: Path) -> dict[str, str]:
+    """Name what was measured: our environment, annbatch's interpreter, scDataset's folder."""
+    names = ("cellray", "ray", "torch", "anndata", "zarr", "h5py")
+    found = {"Python": platform.python_version(), **{name: version(name) for name in names}}
+    found |= {each.name: each.version for each in distributions(path=[str(scdataset)])}
+    if annbatch.exists():
+        names = ("annbatch", "anndata", "zarr", "zarrs")
+        code = "import sys, platform; from importlib.metadata import version as v; "
+        code += "print(*map(v, sys.argv[1:]), platform.python_version())"
+        done = subprocess.run([annbatch, "-c", code, *names], capture_output=True, check=True)
+        own, *others = done.stdout.decode().split()
+        beside = ", ".join(f"{n} {v}" for n, v in zip((*names[1:], "Python"), others, strict=True))
+        found["annbatch"] = f"{own} ({beside})"
+    return found
 
 
 def machine() -> str:

@@ -46,7 +46,7 @@ def find_nginx() -> str | None:
 
 @contextmanager
 def range_servers(folder: Path) -> Iterator[dict[str, str]]:
-    """Serve a folder while the block runs; gives the endpoint at once and the one behind latency."""
+    """Serve a folder while the block runs; gives the endpoint, and the one behind the latency."""
     nginx, (near, far) = find_nginx(), _free_ports(2)
     with tempfile.TemporaryDirectory(prefix="nginx-") as state, ExitStack() as running:
         config = Path(state) / "nginx.conf"

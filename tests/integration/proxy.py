@@ -122,7 +122,7 @@ async def _serve(
     proxy: Proxy, upstream: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     try:
-        with contextlib.suppress(OSError, EOFError, TimeoutError):
+        with contextlib.suppress(OSError, EOFError, TimeoutError, asyncio.CancelledError):
             async with asyncio.timeout(CONNECTION_SECONDS):
                 await _answer(proxy, upstream, reader, writer)
     finally:

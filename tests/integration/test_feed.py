@@ -114,14 +114,14 @@ def test_a_change_of_world_in_mid_epoch_gives_each_cell_as_planned(ray_local, at
 
 @pytest.mark.slow
 @pytest.mark.parametrize("worlds", CHANGES)
-@pytest.mark.parametrize("tail", ["drop", "pad"])
-@pytest.mark.parametrize("make", [weighted, lambda: Selection.everything(CELLS)])
+@pytest.mark.parametrize(
+    ("make", "tail"), [(weighted, "pad"), (lambda: Selection.everything(CELLS), "drop")]
+)
 def test_any_change_of_world_gives_each_cell_as_planned(ray_local, atlas, worlds, tail, make):
     selection = make()
     plan = make_plan(selection.n, batch_size=32, slab_batches=3, epochs=2, seed=5, tail=tail)
-    for places in ((1, 2), (4, plan.steps_per_epoch + 5), (plan.steps_per_epoch, plan.steps - 1)):
-        steps = changed(atlas, plan, selection, worlds, places)
-        assert np.array_equal(steps, planned(plan, selection))
+    steps = changed(atlas, plan, selection, worlds, (2, plan.steps_per_epoch + 5))
+    assert np.array_equal(steps, planned(plan, selection))
 
 
 def test_columns_come_along_in_the_order_of_the_cells(ray_local, atlas):

@@ -152,8 +152,9 @@ def test_a_worker_that_is_killed_in_mid_epoch_costs_no_cell_and_repeats_none(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tail", ["drop", "pad"])
-@pytest.mark.parametrize("make", [weighted, lambda: Selection.everything(CELLS)])
+@pytest.mark.parametrize(
+    ("make", "tail"), [(weighted, "pad"), (lambda: Selection.everything(CELLS), "drop")]
+)
 def test_several_deaths_cost_no_cell_whatever_is_selected(ray_local, atlas, tmp_path, make, tail):
     selection = make()
     plan = make_plan(selection.n, batch_size=64, slab_batches=4, epochs=2, seed=6, tail=tail)
@@ -165,12 +166,11 @@ def test_several_deaths_cost_no_cell_whatever_is_selected(ray_local, atlas, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("worlds", [(2, 1, 4), (1, 4, 2)])
-def test_a_run_goes_on_with_other_numbers_of_workers(ray_local, atlas, tmp_path, worlds):
+def test_a_run_goes_on_with_other_numbers_of_workers(ray_local, atlas, tmp_path):
     selection = weighted()
     plan = make_plan(selection.n, batch_size=64, slab_batches=4, epochs=2, seed=6, tail="pad")
     step = 0
-    for world, death in zip(worlds, (10, plan.steps_per_epoch + 7, None), strict=True):
+    for world, death in zip((2, 1, 4), (10, plan.steps_per_epoch + 7, None), strict=True):
         dataset = train_dataset(atlas, plan, selection, world=world, step=step)
         deaths = {} if death is None else {death: 0}
         if death is None:

@@ -6,12 +6,11 @@ then a run of every piece: few large reads. Memory holds one chunk, or one bucke
 """
 
 import os
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -19,18 +18,6 @@ from scipy.sparse import csr_matrix
 
 from cellray.core.errors import CellrayError
 from cellray.core.types import gather
-
-T = TypeVar("T")
-
-
-def ahead(items: Iterator[T]) -> Generator[T]:
-    """Give the same items, the next one being made in a thread while one is worked on."""
-    done = object()
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, done)
-        while (item := coming.result()) is not done:
-            coming = pool.submit(next, items, done)
-            yield item  # type: ignore[misc]
 
 
 @dataclass(frozen=True, eq=False)

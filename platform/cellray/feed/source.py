@@ -1,6 +1,7 @@
 """Atlases as Ray datasets: shares of slabs in the plan's order, several to a read task."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import lru_cache, partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray.data.block import BlockMetadata
 from cellray.atlas.plan import Plan, share_cells
 from cellray.atlas.selection import Selection
 from cellray.atlas.store import Atlas, open_cached
+from cellray.core.ahead import ahead
 from cellray.core.types import Span
 from cellray.feed.batches import Share, to_arrow
 
@@ -181,8 +183,10 @@ def _read_span(
 
 
 def _blocks(read: ReadShare, numbers: range) -> Iterator[pa.Table]:
-    for number in numbers:
-        yield to_arrow(read(number))
+    """Read shares one after another, the next while Ray copies one to its store."""
+    with closing(ahead(map(read, numbers))) as shares:
+        for share in shares:
+            yield to_arrow(share)
 
 
 def _dataset(read: ReadShare, count: int, *, share_bytes: int) -> ray.data.Dataset:

@@ -16,7 +16,7 @@ from cellray.core.errors import CellrayError
 from cellray.core.sparse import Matrix, Sparse
 from cellray.core.types import Rows
 
-SPARSE_BELOW = 0.3
+SPARSE_BELOW = 0.2
 """Share of stored entries below which a CPU takes the sparse path; measured, see
 docs/benchmarks/first-layer.md."""
 

@@ -47,7 +47,8 @@ class _Product(torch.autograd.Function):
         )
         ctx.by_gene = starts, cells, values
         ctx.shape, ctx.dtype = (len(weight_DG), n_genes), weight_DG.dtype
-        weights = weight_DG.detach().contiguous().numpy()
+        # Not .numpy(), after which torch refuses to free a storage, as FSDP2 does after each use.
+        weights = np.from_dlpack(weight_DG.detach().contiguous())
         out = np.zeros((n_cells, len(weights)), weights.dtype)
 
         def units(low: int, high: int) -> None:

@@ -1,10 +1,8 @@
-import threading
-
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from cellray.atlas.shuffle import Spill, ahead
+from cellray.atlas.shuffle import Spill
 from cellray.core.errors import CellrayError
 
 
@@ -90,29 +88,3 @@ def test_a_gene_twice_in_one_cell_is_refused(tmp_path):
     spill.add(piece([1, 0]), np.array([0]))
     with pytest.raises(CellrayError, match="gene twice"):
         joined(spill, 1, 1)
-
-
-def test_items_made_ahead_are_the_same_and_one_is_made_early():
-    made = []
-
-    def items():
-        for number in range(4):
-            made.append(threading.get_ident())
-            yield number
-
-    coming = ahead(items())
-    assert next(coming) == 0
-    assert list(coming) == [1, 2, 3]
-    assert threading.get_ident() not in made
-
-
-def test_errors_made_ahead_reach_the_reader():
-    def items():
-        yield 1
-        msg = "broken"
-        raise ValueError(msg)
-
-    coming = ahead(items())
-    assert next(coming) == 1
-    with pytest.raises(ValueError, match="broken"):
-        next(coming)
