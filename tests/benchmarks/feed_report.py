@@ -22,6 +22,7 @@ NOTES = (
     "Peak memory is the sum of the proportional set sizes of the process and its children "
     "(a page shared by several counts once); for Ray that includes its own processes and the "
     "object store. For single processes it is the peak resident set.",
+    "Ray's workers run at the priority of all other loaders (RAY_worker_niceness=0).",
     "The sequential limit is taken as the faster of one and two threads, the best setting of "
     "another loader as the faster of its two best, in every round anew.",
     "Other loaders keep their batches sparse where they can, read plates as codes, and take the "

@@ -30,7 +30,12 @@ from cellray.core.errors import CellrayError
 from cellray.core.seeds import generator
 from cellray.core.types import Span
 
-SLAB_CELLS = 4096
+SLAB_CELLS = 8192
+"""Cells of a slab, about, unless told otherwise.
+
+Through Ray Data on 2 cores slabs of 8,192 cells came at 129,000 cells/s, those of 4,096 at 92,000.
+"""
+
 STRATIFIED_BATCHES = 4  # over which a slab's classes are dealt at least
 
 
@@ -252,7 +257,7 @@ def make_plan(
 ) -> Plan:
     """Fill in what the recipe leaves open, and check that `world` ranks can share it.
 
-    A slab is about 4,096 cells unless told otherwise: large enough to amortise a read, small
+    A slab is about 8,192 cells unless told otherwise: large enough to amortise a read, small
     enough that its tail stays under a twentieth of the cells; a small atlas gets smaller slabs.
     Where classes are dealt evenly over a slab's batches it has 4 of them at least. The mix is 4,
     or what `world` needs, so that 1, 2 and 4 workers follow one and the same plan.
