@@ -208,10 +208,11 @@ class Part:
         try:
             reader.decode(number, reader.fetch_run(chunks)[0], out)
         except CorruptChunkError as error:
-            first = number * len(out)
+            first = self.start + number * len(out)
+            last = min(first + len(out), self.start + self.facts.n_cells) - 1
             raise CellrayError(
                 f"{self.url}: {path}/indptr: chunk {number}, which points to cells {first} to "
-                f"{first + len(out) - 1}, is corrupt",
+                f"{last}, is corrupt",
                 COPY_AGAIN,
             ) from error
         return out

@@ -171,7 +171,7 @@ def test_a_corrupt_chunk_is_named_with_its_cells(damaged, array):
 def test_a_corrupt_pointer_chunk_is_named(damaged):
     start, size = chunk_places(Path(damaged.url, "X/indptr/c/0"), 1)[0]
     flip(Path(damaged.url, "X/indptr/c/0"), start + size // 2)
-    with pytest.raises(CellrayError, match=r"X/indptr: chunk 0, .* cells 0 to 300, is corrupt"):
+    with pytest.raises(CellrayError, match=r"X/indptr: chunk 0, .* cells 0 to 299, is corrupt"):
         Atlas.open(damaged.url).read(Span(0, 50))
 
 
