@@ -61,7 +61,7 @@ def alone(atlas, work, ray_local):
 
 def test_a_run_is_one_mlflow_run_with_every_step_once(alone, atlas):
     ref, history = alone
-    plan = prepare(Recipe.of(SMALL), Atlas.open(atlas)).plan
+    plan = prepare(Recipe.of(SMALL), Atlas.open(atlas)).choice.plan
     assert [step for step, _ in history] == list(range(1, plan.steps + 1))
     run = client().get_run(ref.run_id)
     assert run.info.status == "FINISHED"

@@ -9,7 +9,7 @@ import pytest
 from cellray.atlas.describe import describe
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.store import Atlas
-from cellray.atlas.write import ingest
+from cellray.atlas.write import append, ingest
 from cellray.core.errors import CellrayError
 from cellray.core.types import Span
 
@@ -70,7 +70,10 @@ def test_a_failed_ingest_leaves_nothing_in_the_bucket(s3, source, tmp_path):
     assert s3.keys(bucket) == []
 
 
-def test_an_interrupted_ingest_leaves_nothing_that_opens(s3, source):
+def test_an_interrupted_ingest_leaves_nothing_that_opens_and_goes_on(
+    s3, source, remote, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # what is done is noted under .cellray/ in the working folder
     bucket = s3.bucket()
 
     def interrupt(stage, done, total):
@@ -79,9 +82,32 @@ def test_an_interrupted_ingest_leaves_nothing_that_opens(s3, source):
 
     with pytest.raises(KeyboardInterrupt):
         ingest([source], f"s3://{bucket}/a", progress=interrupt)
-    assert s3.keys(bucket) == []
-    with pytest.raises(CellrayError, match="no atlas"):
+    with pytest.raises(CellrayError, match="half-written"):
         Atlas.open(f"s3://{bucket}/a")
+    stages = []
+    done = ingest([source], f"s3://{bucket}/a", progress=lambda stage, *_: stages.append(stage))
+    assert set(stages) == {"write"}
+    assert done.digest == remote.digest
+    assert not any("ingest-unfinished" in key for key in s3.keys(bucket))
+    assert list((tmp_path / ".cellray" / "ingest").iterdir()) == []
+
+
+def test_an_append_to_a_bucket_is_read_with_what_was_there(s3, source, tmp_path):
+    url = f"s3://{s3.bucket()}/a"
+    first = ingest([source], url)
+    before = set(s3.keys(urlsplit(url).netloc))
+    simulate_anndata(Simulation(n_cells=100, n_genes=200, seed=4)).write_h5ad(tmp_path / "b.h5ad")
+    both = append([tmp_path / "b.h5ad"], url)
+    assert both.part_cells == (300, 100)
+    assert before < set(s3.keys(urlsplit(url).netloc))
+    rows, old = both.read(Span(0, 400), obs=["cell_type"]), first.read(Span(0, 300))
+    np.testing.assert_array_equal(rows.slice(0, 300).data, old.data)
+    local = ingest([tmp_path / "b.h5ad"], tmp_path / "b")
+    new = rows.slice(300, 400).to_scipy()
+    assert (new != local.read(Span(0, 100)).to_scipy()).nnz == 0
+    assert list(both.categories("cell_type")[rows.obs["cell_type"]]) == list(
+        both.obs()["cell_type"]
+    )
 
 
 def test_a_half_written_atlas_is_named_as_such(s3):

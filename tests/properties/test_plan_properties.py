@@ -165,8 +165,8 @@ def test_every_slab_mixes_the_parts_of_an_atlas_in_proportion():
 
 
 def test_blocks_are_consecutive_positions():
-    plan = make_plan(100_000, batch_size=256, epochs=1, seed=0)
-    assert plan.slab == 4096
+    plan = make_plan(1_000_000, batch_size=256, epochs=1, seed=0)
+    assert plan.slab == 8192
     spans = spans_of(np.sort(plan.share(3)))
     assert len(spans) <= plan.mix
     assert all(len(span) % plan.block == 0 for span in spans)
