@@ -17,13 +17,18 @@ def atlas_text(document: Mapping[str, Any]) -> str:
     head = {
         "atlas": document["url"],
         "digest": document["digest"],
-        "cells": f"{document['cells']:,}, shuffled with seed {document['seed']}",
+        "cells": f"{document['cells']:,}, shuffled with seed {document['seed']}"
+        + (f"; in parts of {_numbers(document['parts'])}" if len(document["parts"]) > 1 else ""),
         "genes": f"{document['genes']:,}",
         "non-zeros": f"{document['nonzeros']:,} ({document['nonzeros_per_cell']:,.1f} a cell), "
         f"largest count {document['max_count']:,}",
         "size": size(document["bytes"]),
     }
     columns = {name: _column(found) for name, found in document["obs"].items()}
+    along = {
+        path: f"{found['columns']:,} columns, {'sparse' if found['sparse'] else 'dense'}"
+        for path, found in document["matrices"].items()
+    }
     splits = {name: _split(found) for name, found in document["splits"].items()}
     sources = [
         [one["name"], one["cells"], one["genes"], one["genes_matched"], one["layer"], one["path"]]
@@ -35,6 +40,7 @@ def atlas_text(document: Mapping[str, Any]) -> str:
             "obs\n" + indent(facts(columns)),
             "sources\n"
             + indent(table(["name", "cells", "genes", "matched", "layer", "path"], sources)),
+            *(["matrices\n" + indent(facts(along))] if along else []),
             *(["splits\n" + indent(facts(splits))] if splits else []),
         ]
     )
@@ -185,3 +191,7 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return ", ".join(f"{value:,}" for value in values)

@@ -20,6 +20,9 @@ from cellray.cli_verbs import (
 from cellray.console import console
 from cellray.core.errors import CellrayError
 
+MOST_MEMORY = 1 << 20
+"""GiB that no machine has."""
+
 atlas_verbs = typer.Typer()
 
 Url = Annotated[str, typer.Argument(metavar="URL", help=ATLAS)]
@@ -90,6 +93,8 @@ def ingest(
         from cellray.atlas import write
         from cellray.atlas.describe import describe
 
+        if not 0 < memory < MOST_MEMORY:
+            raise CellrayError(f"--memory is {memory}", "give a number of GiB, such as 2")
         began = time.monotonic()
         settings: dict[str, Any] = {
             "layer": layer,
@@ -132,7 +137,7 @@ def ingest(
             f"them in {seconds:.1f} s ({done / seconds:,.0f} cells/s)\n"
             f"next: cellray inspect {out}"
         )
-        to.answer(describe(atlas) | {"seconds": seconds}, text)
+        to.answer(describe(atlas) | {"seconds": seconds} if json else {}, text)
 
 
 @atlas_verbs.command(

@@ -39,7 +39,7 @@ def as_counts(values: NDArray[Any], where: str, mend: Callable[[], str]) -> NDAr
     """
     if values.dtype.kind not in "biuf":
         raise CellrayError(f"{where} holds {values.dtype} and no counts", mend())
-    flat = _plain(np.ascontiguousarray(values)).reshape(-1)
+    flat = plain(np.ascontiguousarray(values)).reshape(-1)
     if flat.dtype == np.uint8:
         return flat.reshape(values.shape)
     for dtype in (np.uint16, np.uint32):
@@ -81,7 +81,7 @@ def canonical(
     CellrayError
         Columns out of range, or what `as_counts` refuses.
     """
-    data = as_counts(data, where, mend) if counts else _plain(data)
+    data = as_counts(data, where, mend) if counts else plain(data)
     indices = indices.astype(indices.dtype.newbyteorder("="), copy=False)
     indptr = indptr.astype(np.int32)
     ascending, inside = check_columns(indices, indptr, n_columns)
@@ -156,7 +156,7 @@ def _wide(values: NDArray[Any], times: int) -> DTypeLike:
     return np.float64 if values.dtype.kind == "f" else np.int64
 
 
-def _plain(values: NDArray[Any]) -> NDArray[Any]:
+def plain(values: NDArray[Any]) -> NDArray[Any]:
     """Give the same numbers in a dtype that compiled code knows."""
     if values.dtype.kind == "b":
         return values.view(np.uint8)

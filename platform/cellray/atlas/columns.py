@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import anndata
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from cellray.atlas.counts import Source
 from cellray.atlas.storage import zarr_store
@@ -16,6 +18,9 @@ from cellray.core.errors import CellrayError, suggest
 
 CHUNK = 1 << 16
 """Rows of a column in one chunk."""
+
+CODECS = [ZstdCodec(), Crc32cCodec()]
+"""Of columns: packed, and closed with a checksum."""
 
 _EXACT = 1 << 53  # up to here float64 holds every whole number
 
@@ -241,8 +246,15 @@ def write_table(
 def write_element(group: zarr.Group, name: str, column: Column) -> None:
     """Write a column as anndata encodes it."""
     # anndata's own default, which it announces to change, is one chunk for a whole column.
-    with anndata.settings.override(auto_shard_zarr_v3=False):
-        anndata.io.write_elem(group, name, column, dataset_kwargs={"chunks": (CHUNK,)})
+    with anndata.settings.override(auto_shard_zarr_v3=False), every_chunk():
+        settings = {"chunks": (CHUNK,), "compressors": CODECS}
+        anndata.io.write_elem(group, name, column, dataset_kwargs=settings)
+
+
+def every_chunk() -> AbstractContextManager[Any]:
+    """Write chunks of zeros too, so that a chunk that is gone can be told from them."""
+    context: AbstractContextManager[Any] = zarr.config.set({"array.write_empty_chunks": True})
+    return context
 
 
 def _write_strings(
@@ -253,7 +265,14 @@ def _write_strings(
     digest: "hashlib._Hash",
 ) -> None:
     """Write strings a few chunks at a time, since they are large as Python objects."""
-    array = group.create_array(name, shape=(n_rows,), dtype="string", chunks=(min(CHUNK, n_rows),))
+    with every_chunk():
+        array = group.create_array(
+            name,
+            shape=(n_rows,),
+            dtype="string",
+            chunks=(min(CHUNK, n_rows),),
+            compressors=CODECS,
+        )
     array.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
     for start in range(0, n_rows, CHUNK):
         rows = slice(start, min(start + CHUNK, n_rows))

@@ -17,8 +17,9 @@ from cellray.atlas.columns import write_element, write_obs, write_var
 from cellray.atlas.counts import Source
 from cellray.atlas.joining import Joined, moved_chunks
 from cellray.atlas.manifest import FORMAT, PartFacts
+from cellray.atlas.mishaps import full_disk
 from cellray.atlas.passes import Matrix, Share, write_matrix
-from cellray.atlas.staging import Stage, full_disk
+from cellray.atlas.staging import Stage
 from cellray.atlas.storage import object_store, zarr_store
 from cellray.atlas.store import Atlas
 from cellray.atlas.stream import put_group
@@ -66,13 +67,19 @@ class Contents:
         return sum(source.n_cells for source in self.sources)
 
 
-def fingerprint_of(contents: Contents, memory: int) -> str:
+def fingerprint_of(contents: Contents, memory: int, rna: str) -> str:
     """Hash all that what is written depends on, and this run of the machine.
 
     After a crash of the machine itself files may lack what was written last.
     """
     boot = Path("/proc/sys/kernel/random/boot_id")
-    words: list[Any] = [boot.read_text() if boot.exists() else "", FORMAT, memory, contents.seed]
+    words: list[Any] = [
+        boot.read_text() if boot.exists() else "",
+        FORMAT,
+        memory,
+        rna,
+        contents.seed,
+    ]
     for source, name in zip(contents.sources, contents.names, strict=True):
         files = source.path.iterdir() if source.path.is_dir() else [source.path]
         stats = [(str(file), (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
@@ -126,7 +133,7 @@ def write_part(
         sources=[
             {
                 "name": name,
-                "path": str(source.path),
+                "path": str(source.path.resolve()),
                 "cells": source.n_cells,
                 "genes": len(source.genes),
                 "genes_matched": int((columns >= 0).sum()),

@@ -46,8 +46,8 @@ class Stored:
 
     Attributes
     ----------
-    n_columns
-        Number of columns.
+    n_rows, n_columns
+        Number of rows, as it is stored, and of columns.
     names
         Unique names of the columns, or None where they have none.
     sparse
@@ -63,6 +63,7 @@ class Stored:
         Gives all chunks.
     """
 
+    n_rows: int
     n_columns: int
     names: "pd.Index[str] | None"
     sparse: bool

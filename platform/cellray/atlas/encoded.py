@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csc_matrix, csr_matrix
 
-from cellray.atlas.canonical import as_counts, canonical, looks_like_counts
+from cellray.atlas.canonical import as_counts, canonical, looks_like_counts, plain
 from cellray.atlas.counts import Chunk, Chunks, Stored
 from cellray.atlas.hdf5 import flat_reader, h5_file, threads
 from cellray.core.errors import CellrayError
@@ -119,7 +119,7 @@ def stored_matrix(
     if node.attrs.get("encoding-type") == "dataframe":
         return _stored_table(path, element, node, where)
     try:
-        kind, (_, n_columns), max_nnz = encoding(node, where)
+        kind, (n_rows, n_columns), max_nnz = encoding(node, where)
     except CellrayError:
         return None
     values = values_of(node)
@@ -134,6 +134,7 @@ def stored_matrix(
     else:
         chunks = partial(_dense_chunks, path, element, None, check)
     return Stored(
+        n_rows=n_rows,
         n_columns=n_columns,
         names=names,
         sparse=sparse,
@@ -155,6 +156,7 @@ def _stored_table(path: Path, element: str, node: h5py.Group, where: str) -> Sto
     chunks: Chunks = partial(_dense_chunks, path, element, list(names), check)
     dtype = _native(np.result_type(*(column.dtype for column in columns)))
     return Stored(
+        n_rows=min(map(len, columns)),
         n_columns=len(names),
         names=names,
         sparse=False,
@@ -220,7 +222,7 @@ def _sparsified(
         matrix = file[element]
         # Finding the non-zeros of a dense block takes about as much memory again.
         for start, stop in _runs(len(matrix), elements // 2 // check.n_columns, skip):
-            part = csr_matrix(matrix[start:stop])
+            part = csr_matrix(plain(matrix[start:stop]))
             counts = check(part.data, part.indices, part.indptr)
             yield Chunk(np.arange(start, stop), counts, stop / len(matrix))
 

@@ -103,6 +103,11 @@ def _beside(
         for name in file.get(f"{root}{group}", ()):
             element = f"{root}{group}/{name}"
             stored = stored_matrix(path, element, file[element], names)
+            if stored is not None and stored.n_rows != shape[0]:
+                raise CellrayError(
+                    f"{path}: {group}/{name} has {stored.n_rows} rows for {shape[0]} cells",
+                    "write the file again",
+                )
             fits = stored is not None and (group == "obsm" or stored.n_columns == shape[1])
             if stored is not None and fits and element != used:
                 found[f"{group}/{name}"] = stored

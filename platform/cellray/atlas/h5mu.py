@@ -71,6 +71,11 @@ def open_h5mu(path: Path, layer: str | None, *, rna: str = "rna") -> Source:
         if name in own:
             return read_column(path, root, name)
         values = pd.Series(read_column(path, "", name), index=read_names(path, ""))
+        if values.index.has_duplicates:
+            raise CellrayError(
+                f"{path} names cells twice, so that obs column '{name}' cannot be told apart",
+                "make the names of its cells unique, or leave the column out with --obs",
+            )
         return values.reindex(names).array
 
     return replace(source, matrices=matrices, columns=(*source.columns, *more), column=column)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -13,14 +14,13 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
+from cellray.atlas.columns import CHUNK as COLUMN_CHUNK
+from cellray.atlas.columns import Column
 from cellray.atlas.manifest import PartFacts
 from cellray.atlas.shards import CorruptChunkError, Layout, ShardReader
 from cellray.atlas.storage import COPY_AGAIN, Fetch, fetcher, intact, is_remote, zarr_store
 from cellray.core.copying import copy_runs
 from cellray.core.errors import CellrayError
-
-COLUMN_CHUNK = 1 << 16
-"""Rows of an obs column that are read at once."""
 
 GAP_BYTES = 256 << 10
 """Unwanted bytes that cost less than another request to an object store."""
@@ -193,13 +193,49 @@ class Part:
 
     def frame(self, name: str) -> pd.DataFrame:
         """Read ``obs`` or ``var`` whole."""
-        frame: pd.DataFrame = anndata.io.read_elem(self.group[name])
+        with intact(self.url), self._whole(name):
+            frame: pd.DataFrame = anndata.io.read_elem(self.group[name])
         return frame
 
+    def whole_column(self, name: str) -> Column:
+        """Read an obs column whole."""
+        chunks = range(-(-self.facts.n_cells // COLUMN_CHUNK))
+        values = np.concatenate([self._column_chunk(name, number) for number in chunks])
+        if not self.is_categorical(name):
+            return values
+        ordered = bool(self.nodes[f"obs/{name}"]["attributes"].get("ordered", False))
+        return pd.Categorical.from_codes(values, pd.Index(self.categories(name)), ordered=ordered)
+
+    def categories(self, name: str) -> NDArray[Any]:
+        """Read the categories that a column's codes stand for."""
+        with self._whole(f"obs/{name}/categories"):
+            self._require(f"obs/{name}/categories", 0)
+            return np.asarray(anndata.io.read_elem(self.group[f"obs/{name}/categories"]))
+
     def _read_column_chunk(self, name: str, number: int) -> NDArray[Any]:
-        node: Any = self.group[f"obs/{name}"]
-        array = node["codes"] if self.is_categorical(name) else node
-        return np.asarray(array[number * COLUMN_CHUNK : (number + 1) * COLUMN_CHUNK])
+        path = f"obs/{name}/codes" if self.is_categorical(name) else f"obs/{name}"
+        first = number * COLUMN_CHUNK
+        array: Any = self.group[path]
+        last = min(first + COLUMN_CHUNK, self.facts.n_cells) - 1
+        cells = f"{self.start + first} to {self.start + last}"
+        with self._whole(path, f", which holds cells {cells},"):
+            for chunk in range(first // array.chunks[0], -(-(first + 1) // array.chunks[0])):
+                self._require(path, chunk)
+            return np.asarray(array[first : first + COLUMN_CHUNK])
+
+    def _require(self, path: str, chunk: int) -> None:
+        """Raise unless a chunk is there: zarr would read it as zeros."""
+        self._fetch(f"{path}/c/{chunk}", 0, 1)
+
+    @contextmanager
+    def _whole(self, path: str, cells: str = "") -> Iterator[None]:
+        """Name a column whose chunk is gone or does not match its checksum."""
+        try:
+            yield
+        except (FileNotFoundError, ValueError, RuntimeError) as error:
+            raise CellrayError(
+                f"{self.url}: {path}: a chunk{cells} is gone or corrupt", COPY_AGAIN
+            ) from error
 
     def _read_indptr(self, path: str, number: int) -> NDArray[Any]:
         reader = self.reader(f"{path}/indptr")

@@ -8,8 +8,9 @@ writes shard after shard, each once. A journal holds what is done: a killed inge
 import hashlib
 import math
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -159,13 +160,24 @@ def _spill(
     positions[order] = np.arange(len(order))
     done = [entry[:2] for entry in stage.journal.of("piece")]
     first = 0
+    written: deque[tuple[Future[None], list[Any]]] = deque()
+
+    def note(keep: int) -> None:
+        """Note what has been written, all but the last few pieces."""
+        while len(written) > keep:
+            writing, entry = written.popleft()
+            writing.result()
+            stage.journal.add("piece", entry)
+
     for number, share in enumerate(matrix.shares):
         with closing(ahead(share.chunks(elements, done.count([matrix.path, number])))) as chunks:
             for chunk in chunks:
-                piece = spill.add(chunk.counts, positions[first + chunk.rows])
-                stage.journal.add("piece", [matrix.path, number, asdict(piece)])
+                piece, writing = spill.add(chunk.counts, positions[first + chunk.rows])
+                written.append((writing, [matrix.path, number, asdict(piece)]))
+                note(1)
                 tick("read", first + round(chunk.share * share.n_cells))
         first += share.n_cells
+    note(0)
     stage.journal.add("spilled", matrix.path)
 
 
@@ -174,6 +186,7 @@ def _write(
 ) -> Written:
     """Pass 2: write the matrix in shuffled order."""
     stage.check()
+    stage.clear()
     store = object_store(stage.url)
     mean = max(1, -(-spill.elements // n_cells))
     starts = np.append(np.arange(0, n_cells, max(1, elements // mean)), n_cells)

@@ -6,7 +6,8 @@ then a run of every piece: few large reads. Memory holds one chunk, or one bucke
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -89,6 +90,7 @@ class Spill:
         sizes = {"data": self._bytes, "positions": 8 * self._rows, "lengths": 8 * self._rows}
         if sparse:
             sizes["indices"] = self.elements * self.index_dtype.itemsize
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="cellray-spill")
         self._files = {
             name: os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600) for name in sizes
         }
@@ -105,6 +107,7 @@ class Spill:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._writer.shutdown()
         for descriptor in self._files.values():
             os.close(descriptor)
 
@@ -123,8 +126,10 @@ class Spill:
         """The narrowest type that holds all values."""
         return np.result_type(*{piece.dtype for piece in self.pieces})
 
-    def add(self, values: csr_matrix[Any] | NDArray[Any], positions: NDArray[np.int64]) -> Piece:
-        """Write a piece.
+    def add(
+        self, values: csr_matrix[Any] | NDArray[Any], positions: NDArray[np.int64]
+    ) -> tuple[Piece, Future[None]]:
+        """Write a piece, in a thread: it is written when the future is done.
 
         Parameters
         ----------
@@ -139,13 +144,12 @@ class Spill:
             indptr = np.concatenate([[0], np.cumsum(stops - starts)])
             data = gather(values.data, starts, stops, indptr)
             narrow = values.indices.astype(self.index_dtype)
-            self._write("indices", gather(narrow, starts, stops, indptr))
+            arrays = {"indices": gather(narrow, starts, stops, indptr)}
         else:
+            arrays = {}
             data = np.ascontiguousarray(values[order]).reshape(-1)
             indptr = np.arange(len(order) + 1, dtype=np.int64) * self.n_columns
-        self._write("data", data)
-        self._write("lengths", np.diff(indptr))
-        self._write("positions", positions[order])
+        arrays |= {"data": data, "lengths": np.diff(indptr), "positions": positions[order]}
         piece = Piece(
             rows=self._rows,
             elements=self.elements,
@@ -156,7 +160,7 @@ class Spill:
             greatest=int(data.max(initial=0)) if data.dtype.kind == "u" else 0,
         )
         self.pieces.append(piece)
-        return piece
+        return piece, self._writer.submit(self._write, arrays)
 
     def buckets(
         self, starts: NDArray[np.int64], dtype: DTypeLike, *, skip: int = 0
@@ -177,6 +181,7 @@ class Spill:
         CellrayError
             A row holds a column twice.
         """
+        self._settle()
         rows = [int(self._first(piece, int(starts[skip]))) for piece in self.pieces]
         elements = [
             int(self._read("lengths", piece.rows, row).sum())
@@ -199,12 +204,17 @@ class Spill:
 
     def elements_before(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give how many values lie before each of some positions."""
+        self._settle()
         before = np.zeros(len(starts), np.int64)
         for piece in self.pieces:
             positions = self._read("positions", piece.rows, piece.n_rows)
             ends = np.append(0, np.cumsum(self._read("lengths", piece.rows, piece.n_rows)))
             before += ends[np.searchsorted(positions, starts)]
         return before
+
+    def _settle(self) -> None:
+        """Wait until what was added is written."""
+        self._writer.submit(int).result()
 
     def _in_order(self, columns: list[NDArray[Any]], n_rows: int) -> Bucket:
         """Order rows by position, and join those of one cell."""
@@ -261,10 +271,11 @@ class Spill:
         body = os.pread(self._files[name], count * dtype.itemsize, offset)
         return np.frombuffer(body, dtype)
 
-    def _write(self, name: str, values: NDArray[Any]) -> None:
-        view = np.ascontiguousarray(values).view(np.uint8).data
-        while len(view):
-            view = view[os.write(self._files[name], view) :]
+    def _write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        for name, values in arrays.items():
+            view = np.ascontiguousarray(values).view(np.uint8).data
+            while len(view):
+                view = view[os.write(self._files[name], view) :]
 
     @property
     def _rows(self) -> int:

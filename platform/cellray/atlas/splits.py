@@ -15,7 +15,7 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from cellray.atlas.columns import CHUNK
+from cellray.atlas.columns import write_element
 from cellray.atlas.selection import count_codes
 from cellray.atlas.staging import publish
 from cellray.atlas.storage import intact, storage_errors, zarr_store
@@ -166,8 +166,8 @@ def store_split(atlas: Atlas, name: str, spec: SplitSpec) -> dict[str, Any]:
         A name that is taken or cannot be a path, no such column, what `split_cells` refuses, or
         an atlas that cannot be written.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise CellrayError(f"'{name}' cannot name a split", "use letters, digits, '_', '-' and '.'")
+    if not re.fullmatch(r"\w[\w-]*", name):
+        raise CellrayError(f"'{name}' cannot name a split", "use letters, digits, '_' and '-'")
     if name in atlas.manifest.splits:
         raise CellrayError(f"{atlas.url} has a split '{name}' already", "choose another name")
     sides = split_cells(_column(atlas, spec.column), atlas.part_cells, spec)
@@ -182,13 +182,7 @@ def store_split(atlas: Atlas, name: str, spec: SplitSpec) -> dict[str, Any]:
                 group.create_group(
                     path, attributes={"encoding-type": "dict", "encoding-version": "0.1.0"}
                 )
-        with anndata.settings.override(auto_shard_zarr_v3=False):
-            anndata.io.write_elem(
-                group["uns/splits"],
-                name,
-                pd.Categorical.from_codes(sides, pd.Index(SIDES)),
-                dataset_kwargs={"chunks": (min(CHUNK, len(sides)),)},
-            )
+        write_element(group["uns/splits"], name, pd.Categorical.from_codes(sides, pd.Index(SIDES)))
         manifest = Atlas.open(atlas.url).manifest
         publish(atlas.url, replace(manifest, splits={**manifest.splits, name: facts}))
     return facts

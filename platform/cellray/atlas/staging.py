@@ -4,21 +4,16 @@ What a killed ingest has done stays beside its place, with a journal, and the sa
 from there. Sources that cannot be used leave nothing.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-import signal
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import obstore
 from obstore.exceptions import NotFoundError
@@ -26,6 +21,7 @@ from obstore.store import ObjectStore
 
 from cellray.atlas.journal import Journal
 from cellray.atlas.manifest import Manifest
+from cellray.atlas.mishaps import terminable
 from cellray.atlas.storage import (
     StorageError,
     is_remote,
@@ -58,12 +54,16 @@ class Stage:
     check
         Raises CellrayError once another ingest has taken the place over: called often while
         writing, so that what the other writes is not written over.
+    clear
+        Deletes what lies there: called before the first write, when the sources have been read
+        and found good. Only the first call does anything.
     """
 
     url: str
     scratch: Path
     journal: Journal
     check: Callable[[], None]
+    clear: Callable[[], None] = lambda: None
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def staged(
         Something is there that may not be replaced, the place cannot be written, or another
         ingest works there or took it over.
     """
-    with storage_errors(url), _terminable():
+    with storage_errors(url), terminable():
         place = _staged_remote if is_remote(url) else _staged_local
         yield from place(url, fingerprint, overwrite=overwrite, restart=restart)
 
@@ -132,23 +132,6 @@ def publish(url: str, manifest: Manifest, check: Callable[[], None] = lambda: No
     obstore.put(store, ROOT, json.dumps(root, indent=1).encode())
 
 
-@contextmanager
-def full_disk(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
-    """Turn a full disk into a line that names the folder and how many bytes are needed."""
-    try:
-        yield
-    except Exception as error:
-        # obstore, zarr and zarrs pass the system's words on, but not its number.
-        words = ("No space left", "os error 28", "quota exceeded", "os error 122")
-        number = getattr(error, "errno", None)
-        if number not in {errno.ENOSPC, errno.EDQUOT} and not any(w in str(error) for w in words):
-            raise
-        raise CellrayError(
-            f"the disk of {folder} is full",
-            f"free up to {needed():,} bytes there, or choose another --out",
-        ) from error
-
-
 def _staged_local(url: str, fingerprint: str, *, overwrite: bool, restart: bool) -> Iterator[Stage]:
     path = Path(url)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -160,8 +143,11 @@ def _staged_local(url: str, fingerprint: str, *, overwrite: bool, restart: bool)
     parent = next(folder for folder in path.parents if folder.exists())
     folder = parent / f".{path.name}.ingest"
     with _held(folder, url, "choose another --out"):
-        journal = _journal(folder, fingerprint, restart=restart)
         replaced = folder / "replaced"
+        if replaced.exists() and not path.exists():  # killed while one took the other's place
+            replaced.rename(path)
+        gone = (folder / "journal").exists() and not (folder / "atlas").exists()
+        journal = _journal(folder, fingerprint, restart=restart or gone)
         try:
             (folder / "atlas").mkdir(exist_ok=True)
             yield Stage(str(folder / "atlas"), _scratch(folder), journal, lambda: None)
@@ -198,7 +184,6 @@ def _staged_remote(
             journal.add("mark", found.decode())
             # The mark is there first: who else writes here must see it before anything is missing.
             obstore.put(store, MARK, found)
-            _delete_all(store, but=MARK)
         mark = found
         overtaken = CellrayError(
             f"another ingest took over {url}", "let that one end, or choose another --out"
@@ -208,15 +193,23 @@ def _staged_remote(
             if _get(store, MARK) != mark:
                 raise overtaken
 
+        def clear() -> None:
+            if not journal.of("cleared"):
+                check()
+                _delete_all(store, but=MARK)
+                journal.add("cleared", url)
+
         try:
-            yield Stage(url, _scratch(folder), journal, check)
+            yield Stage(url, _scratch(folder), journal, check, clear)
             check()
             obstore.delete(store, MARK)
         except StorageError:
             raise
         except CellrayError:
-            if _get(store, MARK) == mark:
+            if _get(store, MARK) == mark and journal.of("cleared"):
                 _delete_all(store)
+            elif _get(store, MARK) == mark:
+                obstore.delete(store, MARK)
             shutil.rmtree(folder, ignore_errors=True)
             raise
         except Exception as error:
@@ -292,22 +285,3 @@ def _delete_all(store: ObjectStore, *, but: str | None = None) -> None:
         obstore.delete(store, ROOT)
     for found in obstore.list(store):
         obstore.delete(store, [item["path"] for item in found if item["path"] != but])
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM raise, so that files are closed in order."""
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    free = threading.current_thread() is threading.main_thread() and (
-        signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    )
-    if free:
-        signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        if free:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -131,9 +131,9 @@ def storage_errors(url: str) -> Iterator[None]:
     """Turn what an object store refuses into a line that names the bucket and the mend."""
     try:
         yield
-    except (BaseError, FileNotFoundError) as error:
+    except (BaseError, FileNotFoundError, PermissionError) as error:
         text = str(error)
-        refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+        refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
         if not is_remote(url):
             if refused:
                 raise CellrayError(f"{url} may not be read", "check its permissions") from error
@@ -182,11 +182,13 @@ def _fetch_remote(store: ObjectStore, path: str, start: int, end: int | None) ->
     while True:
         try:
             if end is None:
-                return obstore.get(store, path, options={"range": {"suffix": -start}}).bytes()
-            body = obstore.get_range(store, path, start=start, end=end)
-            if len(body) == end - start or time.monotonic() - began > PATIENCE:
+                body = obstore.get(store, path, options={"range": {"suffix": -start}}).bytes()
+            else:
+                body = obstore.get_range(store, path, start=start, end=end)
+            size = -start if end is None else end - start
+            if len(body) == size or time.monotonic() - began > PATIENCE:
                 return body
-            why = f"{len(body)} of {end - start} bytes came"
+            why = f"{len(body)} of {size} bytes came"
         except NotFoundError as error:
             if "NoSuchBucket" in str(error):
                 raise

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any, Self
 
-import anndata
 import numpy as np
 import pandas as pd
 import zarr
@@ -41,12 +40,14 @@ class Atlas:
         Absolute path or ``s3://`` URL.
     manifest
         What the atlas says of itself.
+    nodes
+        Metadata of the first part's arrays and groups, by path.
     """
 
     def __init__(self, url: str, manifest: Manifest, nodes: dict[str, Any]) -> None:
         self.url = url
         self.manifest = manifest
-        self._nodes = nodes
+        self.nodes = nodes
         self._whole = lru_cache(maxsize=16)(self._column)
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
@@ -106,7 +107,7 @@ class Atlas:
         opened, start = [], 0
         for facts in self.manifest.parts:
             url = f"{self.url}/{facts.path}".rstrip("/")
-            nodes = nodes_of(read_root(url)) if facts.path else self._nodes
+            nodes = nodes_of(read_root(url)) if facts.path else self.nodes
             opened.append(Part(url, facts, start, nodes))
             start += facts.n_cells
         return tuple(opened)
@@ -170,7 +171,7 @@ class Atlas:
         self.require_column(column)
         with storage_errors(self.url):
             if len(self.parts) == 1:
-                return np.asarray(anndata.io.read_elem(self.group[f"obs/{column}/categories"]))
+                return self.parts[0].categories(column)
             return np.asarray(pd.Series(self._whole(column)).cat.categories)
 
     def read(self, span: Span, *, obs: Sequence[str] = (), matrices: Sequence[str] = ()) -> Rows:
@@ -270,11 +271,10 @@ class Atlas:
     def _column(self, name: str) -> Column:
         """Join a column of all parts."""
         columns = [
-            anndata.io.read_elem(part.group[f"obs/{name}"]) if part.has_column(name) else None
-            for part in self.parts
+            part.whole_column(name) if part.has_column(name) else None for part in self.parts
         ]
-        if len(columns) == 1:
-            return columns[0]  # type: ignore[return-value]
+        if len(columns) == 1 and columns[0] is not None:
+            return columns[0]
         return join_column(columns, self.part_cells)
 
     @cached_property
@@ -295,6 +295,8 @@ def open_cached(url: str, digest: str) -> Atlas:
         Another atlas has taken its place since `digest` was read.
     """
     atlas = Atlas.open(url)
-    if atlas.digest != digest:
-        raise CellrayError(f"{url} has been overwritten since this run began", "start it again")
-    return atlas
+    for count in range(len(atlas.manifest.parts), 0, -1):  # what was appended since is left out
+        manifest = replace(atlas.manifest, parts=atlas.manifest.parts[:count])
+        if manifest.digest == digest:
+            return Atlas(atlas.url, manifest, atlas.nodes)
+    raise CellrayError(f"{url} has been overwritten since this run began", "start it again")

@@ -19,6 +19,9 @@ from cellray.atlas.shards import CAST, Layout, encode_chunk, join_chunks
 from cellray.atlas.staging import ROOT
 
 CHUNKS_PER_SHARD = 128
+SHARD_BYTES = 128 << 20
+"""Most bytes of a shard, unpacked: its chunks wait in memory until it is full."""
+
 IN_FLIGHT = 4
 """Chunks that wait for a thread to pack them."""
 
@@ -62,9 +65,10 @@ class Stream:
         journal: Journal,
     ) -> None:
         rows = min(rows, shape[0])
-        shard = rows * min(CHUNKS_PER_SHARD, -(-shape[0] // rows))
-        put_array(store, path, shape, dtype, declared, (rows, *shape[1:]), (shard, *shape[1:]))
         width = int(np.prod(shape[1:], dtype=np.int64))
+        most = max(1, SHARD_BYTES // (rows * width * dtype.itemsize))
+        shard = rows * min(CHUNKS_PER_SHARD, most, -(-shape[0] // rows))
+        put_array(store, path, shape, dtype, declared, (rows, *shape[1:]), (shard, *shape[1:]))
         self.layout = Layout(
             path=path,
             size=shape[0] * width,
@@ -85,6 +89,7 @@ class Stream:
         """Elements that came."""
         self._rest: list[NDArray[Any]] = []
         self._chunks: list[Future[Packed]] = []
+        self._writing: Future[bytes] | None = None
 
     def append(self, values: NDArray[Any]) -> None:
         """Take the next values, flat; those that an earlier try has written are passed over."""
@@ -116,6 +121,7 @@ class Stream:
             self._rest = []
         if self._chunks:
             self._write()
+        self._note()
         if self.position != self.layout.size:
             msg = f"{self.layout.path}: {self.position} of {self.layout.size} elements came"
             raise RuntimeError(msg)
@@ -131,15 +137,26 @@ class Stream:
             self._write()
 
     def _write(self) -> None:
-        number = len(self._digests)
-        packed = [chunk.result() for chunk in self._chunks]
+        """Hand a shard to a thread, when the one before it is in the store."""
+        self._note()
+        self._writing = self._pool.submit(self._put, len(self._digests), self._chunks)
         self._chunks = []
+
+    def _put(self, number: int, chunks: list[Future[Packed]]) -> bytes:
+        # The chunks were handed to the same threads before: none waits behind this.
+        packed = [chunk.result() for chunk in chunks]
         body = join_chunks([chunk for chunk, _ in packed], self.layout.chunks_per_shard)
-        digest = hashlib.sha256(b"".join(digest for _, digest in packed)).digest()
         obstore.put(self._store, self.layout.object_path(number) + self._suffix, body)
-        self._digests.append(digest)
-        self.written = min((number + 1) * self.layout.shard, self.layout.size)
-        self._journal.add("shard", [self.layout.path, number, digest.hex()])
+        return hashlib.sha256(b"".join(digest for _, digest in packed)).digest()
+
+    def _note(self) -> None:
+        """Note the shard that was handed to a thread, once it is in the store."""
+        if self._writing is not None:
+            number, digest = len(self._digests), self._writing.result()
+            self._writing = None
+            self._digests.append(digest)
+            self.written = min((number + 1) * self.layout.shard, self.layout.size)
+            self._journal.add("shard", [self.layout.path, number, digest.hex()])
 
 
 def pack(values: NDArray[Any], size: int) -> Packed:

@@ -1,5 +1,6 @@
 """Reading counts from 10x Genomics: ``.h5`` (version 3) and ``mtx`` folders."""
 
+import csv
 import gzip
 from collections import deque
 from collections.abc import Iterator
@@ -65,12 +66,24 @@ def open_mtx(path: Path) -> Source:
     """
     matrix, barcodes = _beside(path, "matrix.mtx"), _beside(path, "barcodes.tsv")
     features = _beside(path, "features.tsv", "genes.tsv")
-    table = pd.read_csv(features, sep="\t", header=None, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(
+            features,
+            sep="\t",
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            quoting=csv.QUOTE_NONE,  # a quote in a name is a part of it
+        )
+        with _text(barcodes) as lines:
+            names = np.array([line.rstrip("\n") for line in lines], dtype=object)
+    except (ValueError, EOFError, OSError) as error:  # pandas' errors are ValueErrors
+        raise CellrayError(
+            f"{features} or {barcodes} is empty, cut short or damaged", "download the folder again"
+        ) from error
     table = table.iloc[:, :3].set_axis(["id", "name", "feature_type"][: table.shape[1]], axis=1)
     if "name" not in table:
         table["name"] = table["id"]
-    with _text(barcodes) as lines:
-        names = np.array([line.rstrip("\n") for line in lines], dtype=object)
     with _text(matrix) as lines:
         n_features, n_cells, nnz = _header(lines, matrix)
     if (n_features, n_cells) != (len(table), len(names)):
@@ -100,6 +113,7 @@ def _source(
         if kind != GENE_EXPRESSION:
             kept = types == kind
             matrices[f"obsm/{kind}"] = Stored(
+                n_rows=len(barcodes),
                 n_columns=int(kept.sum()),
                 names=_named(features[kept]).index,
                 sparse=True,

@@ -114,7 +114,7 @@ def ingest(
     columns = choose_columns(opened, obs)
     contents = Contents(opened, source_names(opened), var, maps, columns, along, seed)
     url = normalise(out)
-    fingerprint = fingerprint_of(contents, memory)
+    fingerprint = fingerprint_of(contents, memory, rna)
     with staged(url, fingerprint=fingerprint, overwrite=overwrite, restart=restart) as stage:
         part = write_part(stage, contents, memory, progress)
         publish(stage.url, Manifest(FORMAT, len(var), (part,)), stage.check)
@@ -162,6 +162,13 @@ def append(
         path: join_matrix(opened, path, n_genes=len(var), genes=maps, join=_features(there, path))
         for path in choose_matrices(opened, list(there.manifest.matrices))
     }
+    for path, joined in along.items():
+        if joined.sparse != there.manifest.matrices[path]["sparse"]:
+            here, other = ("sparse", "dense") if joined.sparse else ("dense", "sparse")
+            raise CellrayError(
+                f"'{path}' is {here} in the sources and {other} in {there.url}",
+                f"store it {other} in the sources too",
+            )
     taken = [source["name"] for source in there.manifest.sources]
     names = source_names(opened, taken=taken)
     columns = choose_columns(opened, obs)
@@ -171,8 +178,9 @@ def append(
     url = f"{there.url}/{path}"
     if not is_remote(url):
         Path(url).parent.mkdir(exist_ok=True)
-    fingerprint = fingerprint_of(contents, memory) + there.digest
-    with staged(url, fingerprint=fingerprint, restart=restart) as stage:
+    fingerprint = fingerprint_of(contents, memory, rna) + there.digest
+    # What lies there was written by an append that did not come to its end: no manifest lists it.
+    with staged(url, fingerprint=fingerprint, overwrite=True, restart=restart) as stage:
         part = write_part(stage, contents, memory, progress)
         publish(stage.url, Manifest(FORMAT, len(var), (part,)), stage.check)
     now = Atlas.open(there.url)
@@ -207,5 +215,5 @@ def _refuse_known(sources: Sequence[Source], atlas: Atlas) -> None:
     """Raise if a source is in the atlas already: the same path, with as many cells."""
     known = {(one["path"], one["cells"]) for one in atlas.manifest.sources}
     for source in sources:
-        if (str(source.path), source.n_cells) in known:
+        if (str(source.path.resolve()), source.n_cells) in known:
             raise CellrayError(f"{source.path} is in {atlas.url} already", "name only what is new")

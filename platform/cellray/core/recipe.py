@@ -83,6 +83,11 @@ class Data(_Section):
                 raise CellrayError(
                     f"data.{one} and data.{other} exclude each other", "set one of them to null"
                 )
+        if self.replacement and self.weights is None and self.balance is None:
+            raise CellrayError(
+                "data.replacement lets weighted cells come more than once, and none are weighted",
+                "set data.weights or data.balance too",
+            )
         if self.stratify is not None and self.slab_batches == 1:
             raise CellrayError(
                 "data.stratify deals classes over the batches of a slab, which has one only",

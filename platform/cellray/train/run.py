@@ -25,8 +25,9 @@ from cellray.atlas.storage import normalise
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
-from cellray.core.types import Progress
+from cellray.core.types import Progress, Span
 from cellray.feed.session import ray_session
+from cellray.learn.batch import Batch
 from cellray.learn.learner import Learner, check_recipe
 from cellray.track import models, runs
 from cellray.track.store import tracking_uri
@@ -107,6 +108,7 @@ def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
     for path in data.matrices:
         atlas.require_matrix(path)
     atlas.probe(obs=data.obs, matrices=data.matrices)
+    Batch.of(atlas.read(Span(0, 1), obs=data.obs, matrices=data.matrices))  # refuses strings
     choice = choose(recipe, atlas)
     genes = atlas.genes
     if data.genes is not None:

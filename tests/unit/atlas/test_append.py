@@ -1,13 +1,15 @@
 """What is appended, and what rides along: read back and compared with the sources."""
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
+from cellray.atlas import write
 from cellray.atlas.describe import describe
-from cellray.atlas.store import Atlas
+from cellray.atlas.store import Atlas, open_cached
 from cellray.atlas.write import append, ingest
 from cellray.core.errors import CellrayError
 from cellray.core.types import Span
@@ -163,3 +165,84 @@ def test_a_matrix_that_did_not_ride_along_is_named(first, counted, h5ad, tmp_pat
     atlas = ingest([h5ad(with_matrices(counted()))], tmp_path / "b", matrices=["obsm/protein"])
     with pytest.raises(CellrayError, match="did you mean 'obsm/protein'"):
         atlas.read(Span(0, 1), matrices=["obsm/proteins"])
+
+
+def test_an_append_that_was_ended_before_it_was_listed_can_be_made_again(
+    first, counted, h5ad, tmp_path, monkeypatch
+):
+    ingest([first], tmp_path / "out")
+    second = h5ad(counted(20, 30, seed=3), "second.h5ad")
+    real, calls = write.publish, []
+
+    def publish(*args):
+        calls.append(args)
+        if len(calls) == 2:  # the part lies at its place, the root does not list it yet
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(write, "publish", publish)
+    with pytest.raises(KeyboardInterrupt):
+        append([second], tmp_path / "out")
+    assert Atlas.open(str(tmp_path / "out")).part_cells == (50,)
+    assert append([second], tmp_path / "out").part_cells == (50, 20)
+
+
+def test_a_matrix_is_appended_only_as_it_is_stored(counted, h5ad, tmp_path):
+    one, two = with_matrices(counted(30, 20)), with_matrices(counted(20, 20, seed=1), seed=1)
+    two.obsm["place"] = csr_matrix(two.obsm["place"])
+    atlas = ingest([h5ad(one, "1.h5ad")], tmp_path / "out", matrices=PATHS)
+    with pytest.raises(CellrayError, match=r"'obsm/place' is sparse in the sources and dense in"):
+        append([h5ad(two, "2.h5ad")], tmp_path / "out")
+    assert Atlas.open(atlas.url).digest == atlas.digest
+
+
+def test_a_run_goes_on_with_the_parts_that_it_began_with(first, counted, h5ad, tmp_path):
+    atlas = ingest([first], tmp_path / "out")
+    both = append([h5ad(counted(20, 30, seed=3), "second.h5ad")], tmp_path / "out")
+    assert open_cached(atlas.url, atlas.digest).part_cells == (50,)
+    assert open_cached(atlas.url, both.digest).part_cells == (50, 20)
+
+
+def test_a_path_is_known_however_it_is_written(first, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ingest(["first.h5ad"], "out")
+    with pytest.raises(CellrayError, match="already"):
+        append([tmp_path / "first.h5ad"], "out")
+
+
+@pytest.mark.parametrize("column", ["kind/codes", "score", "kind/categories"])
+def test_a_damaged_obs_column_is_named_and_not_read_as_zeros(first, tmp_path, column):
+    atlas = ingest([first], tmp_path / "out")
+    chunk = tmp_path / "out" / "obs" / column / "c" / "0"
+    body = bytearray(chunk.read_bytes())
+    name = column.split("/")[0]
+    body[len(body) // 2] ^= 0xFF
+    chunk.write_bytes(body)
+    with pytest.raises(CellrayError, match=rf"obs/{column}: a chunk.* is gone or corrupt"):
+        Atlas.open(atlas.url).obs([name])
+    chunk.unlink()
+    with pytest.raises(CellrayError, match=rf"obs/{column}: a chunk.* is gone or corrupt"):
+        Atlas.open(atlas.url).obs([name])
+    if column != "kind/categories":
+        with pytest.raises(CellrayError, match="holds cells 0 to 49, is gone or corrupt"):
+            Atlas.open(atlas.url).read(Span(0, 3), obs=[name])
+
+
+def test_rows_of_what_rides_along_must_be_the_cells(counted, h5ad, tmp_path):
+    path = h5ad(with_matrices(counted(30, 20)))
+    with h5py.File(path, "r+") as file:
+        place = file["obsm/place"][:-1]
+        del file["obsm/place"]
+        file["obsm/place"] = place
+        file["obsm/place"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    with pytest.raises(CellrayError, match="obsm/place has 29 rows for 30 cells"):
+        ingest([path], tmp_path / "out", matrices=["obsm/place"])
+
+
+def test_dense_halves_are_read(counted, h5ad, tmp_path):
+    data = counted(30, 20, most=100)
+    expected = data.X.toarray()
+    data.X = expected.astype(np.float16)
+    atlas = ingest([h5ad(data)], tmp_path / "out")
+    order = atlas.obs(["cellray_row"])["cellray_row"]
+    np.testing.assert_array_equal(atlas.read(Span(0, 30)).to_scipy().toarray(), expected[order])

@@ -65,8 +65,8 @@ def test_a_spill_that_was_left_goes_on_and_forgets_what_was_half_written(tmp_pat
     order = rng.permutation(40)
     with Spill(tmp_path, 6, pieces=[]) as spill:
         done = [
-            spill.add(csr_matrix(rows[:9]), order[:9]),
-            spill.add(csr_matrix(rows[9:20]), order[9:20]),
+            spill.add(csr_matrix(rows[:9]), order[:9])[0],
+            spill.add(csr_matrix(rows[9:20]), order[9:20])[0],
         ]
         spill.add(csr_matrix(rows[20:]), order[20:])  # written, but its place was not noted
     with Spill(tmp_path, 6, pieces=done) as spill:

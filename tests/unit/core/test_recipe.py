@@ -84,3 +84,11 @@ def test_change_reads_values_as_yaml():
 def test_suggest_lists_when_nothing_is_near():
     assert suggest("zzz", ["b", "a"]) == "choose from: a, b"
     assert suggest("x", []) == "there are none"
+
+
+def test_replacement_needs_something_that_is_weighted():
+    with pytest.raises(
+        CellrayError, match=r"data\.replacement.*set data\.weights or data\.balance"
+    ):
+        Recipe.of({"data": {"replacement": True}})
+    assert Recipe.of({"data": {"replacement": True, "balance": "cell_type"}}).data.replacement
