@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 WARM_SECONDS = 1.0
-SAMPLE_SECONDS = 0.25
+SAMPLE_SECONDS = 2.0  # reading the maps of a whole Ray takes a good part of a core
 PAGE = 4096
 LABEL = "plate"
 
@@ -41,7 +41,8 @@ def consume(
         now = time.perf_counter()
         first = first or now
         if began is not None:
-            labels.append(label)
+            # A copy: a view would hold on to all of the batch, and Ray's store would fill up.
+            labels.append(np.array(label))
             cells += len(label)
             if fetched and now - began >= seconds:
                 break
