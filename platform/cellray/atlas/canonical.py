@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from scipy.sparse import csr_matrix
 
-from cellray.atlas.kernels import check_columns, gather, narrow_into, rename
+from cellray.atlas.kernels import add_up_rows, check_columns, narrow_into, rename
 from cellray.core.errors import CellrayError
 
 
@@ -91,7 +91,7 @@ def canonical(
     if ascending and data.all():
         return _csr(data, narrow, indptr, n_columns)
     sums = np.zeros(n_columns, _wide(data, int(np.diff(indptr).max(initial=1))))
-    matrix = _csr(*gather(data, narrow, indptr, _table(np.arange(n_columns)), sums), n_columns)
+    matrix = _csr(*add_up_rows(data, narrow, indptr, _table(np.arange(n_columns)), sums), n_columns)
     matrix.data = as_counts(matrix.data, where, mend) if counts else matrix.data.astype(data.dtype)
     return matrix
 
@@ -127,7 +127,7 @@ def remap(matrix: csr_matrix[Any], columns: NDArray[np.int64], n_columns: int) -
         return _csr(*rename(*arrays, table), n_columns)
     meet = int(np.bincount(kept).max(initial=0))
     sums = np.zeros(n_columns, _wide(matrix.data, meet) if meet > 1 else matrix.dtype)
-    moved = _csr(*gather(*arrays, table, sums), n_columns)
+    moved = _csr(*add_up_rows(*arrays, table, sums), n_columns)
     if meet > 1 and matrix.dtype.kind == "u":
         moved.data = as_counts(moved.data, "a sum of genes", lambda: "keep them apart")
     elif meet > 1:

@@ -86,7 +86,7 @@ def rename(
 
 
 @njit(nogil=True, cache=True)
-def gather(
+def add_up_rows(
     data: NDArray[Any],
     indices: NDArray[np.int32],
     indptr: NDArray[np.int32],

@@ -90,9 +90,7 @@ class Part:
             meta = self.nodes.get(path)
             if meta is None or meta["node_type"] != "array":
                 raise CellrayError(f"{self.url} lacks a part: {path}", COPY_AGAIN)
-            suffix = "/0" * (len(meta["shape"]) - 1)
-            layout = Layout.of(path, meta)
-            self._readers[path] = ShardReader(self.url, layout, self._fetch, suffix=suffix)
+            self._readers[path] = ShardReader(self.url, Layout.of(path, meta), self._fetch)
         return self._readers[path]
 
     def bounds(

@@ -40,6 +40,8 @@ class Layout:
         As other readers see it.
     chunk, shard
         Elements in an inner chunk and in a shard, a whole number of chunks.
+    n_dims
+        Dimensions; all but the first are one chunk wide.
     """
 
     path: str
@@ -48,6 +50,7 @@ class Layout:
     declared: np.dtype[Any]
     chunk: int
     shard: int
+    n_dims: int = 1
 
     @classmethod
     def of(cls, path: str, meta: dict[str, Any]) -> "Layout":
@@ -64,6 +67,7 @@ class Layout:
             declared=declared,
             chunk=int(sharding["chunk_shape"][0]) * width,
             shard=int(meta["chunk_grid"]["configuration"]["chunk_shape"][0]) * width,
+            n_dims=len(meta["shape"]),
         )
 
     @property
@@ -73,8 +77,7 @@ class Layout:
 
     def object_path(self, shard: int) -> str:
         """Name a shard's object."""
-        # Further dimensions have one chunk each.
-        return f"{self.path}/c/{shard}"
+        return f"{self.path}/c/{shard}" + "/0" * (self.n_dims - 1)
 
 
 class ShardReader:
@@ -88,15 +91,12 @@ class ShardReader:
         The array.
     fetch
         Gives bytes of an object.
-    suffix
-        What follows the shard's number in its object's name: ``/0`` for a matrix.
     """
 
-    def __init__(self, url: str, layout: Layout, fetch: Fetch, *, suffix: str = "") -> None:
+    def __init__(self, url: str, layout: Layout, fetch: Fetch) -> None:
         self.url = url
         self.layout = layout
         self._fetch = fetch
-        self._suffix = suffix
         self._indices: dict[int, NDArray[np.uint64]] = {}
 
     def runs(self, chunks: NDArray[np.int64], *, gap: int) -> list[NDArray[np.int64]]:
@@ -158,7 +158,7 @@ class ShardReader:
         return self._indices[shard]
 
     def _object(self, shard: int) -> str:
-        return self.layout.object_path(shard) + self._suffix
+        return self.layout.object_path(shard)
 
     def _damaged(self, what: str) -> CellrayError:
         return CellrayError(f"{self.url}: {self.layout.path}: {what}", COPY_AGAIN)

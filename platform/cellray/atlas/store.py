@@ -244,16 +244,16 @@ class Atlas:
         with storage_errors(self.url):
             return cost(self.parts, np.sort(np.asarray(cells, np.int64)), self._pool)
 
-    def probe(self, *, obs: Sequence[str] = (), matrices: Sequence[str] = ()) -> None:
-        """Read one cell of every part, so that what may not be read is known at once.
+    def probe(self, *, obs: Sequence[str] = (), matrices: Sequence[str] = ()) -> Rows:
+        """Read the first cell of every part, so that what may not be read is known at once.
 
         Raises
         ------
         CellrayError
             As `read_cells`.
         """
-        for part in self.parts:
-            self.read(Span(part.start, part.start + 1), obs=obs, matrices=matrices)
+        first = np.array([part.start for part in self.parts])
+        return self.read_cells(first, obs=obs, matrices=matrices)
 
     def _values(self, name: str, wanted: Wanted) -> NDArray[Any]:
         """Give an obs column at some cells: codes of categories, or values."""

@@ -76,8 +76,8 @@ class Stream:
             declared=declared or dtype,
             chunk=rows * width,
             shard=shard * width,
+            n_dims=len(shape),
         )
-        self._suffix = "/0" * (len(shape) - 1)
         self._store = store
         self._pool = pool
         self._journal = journal
@@ -146,7 +146,7 @@ class Stream:
         # The chunks were handed to the same threads before: none waits behind this.
         packed = [chunk.result() for chunk in chunks]
         body = join_chunks([chunk for chunk, _ in packed], self.layout.chunks_per_shard)
-        obstore.put(self._store, self.layout.object_path(number) + self._suffix, body)
+        obstore.put(self._store, self.layout.object_path(number), body)
         return hashlib.sha256(b"".join(digest for _, digest in packed)).digest()
 
     def _note(self) -> None:

@@ -25,7 +25,7 @@ from cellray.atlas.storage import normalise
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
-from cellray.core.types import Progress, Span
+from cellray.core.types import Progress
 from cellray.feed.session import ray_session
 from cellray.learn.batch import Batch
 from cellray.learn.learner import Learner, check_recipe
@@ -107,8 +107,7 @@ def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
         atlas.require_column(column)
     for path in data.matrices:
         atlas.require_matrix(path)
-    atlas.probe(obs=data.obs, matrices=data.matrices)
-    Batch.of(atlas.read(Span(0, 1), obs=data.obs, matrices=data.matrices))  # refuses strings
+    Batch.of(atlas.probe(obs=data.obs, matrices=data.matrices))  # refuses strings
     choice = choose(recipe, atlas)
     genes = atlas.genes
     if data.genes is not None:
