@@ -18,7 +18,7 @@ _CHATTER = {
 }
 
 MIN_CPUS = 2  # one for a train worker's fraction, one for the reads beside it
-OBJECT_STORE = 1 << 30
+OBJECT_STORE = 768 << 20  # its pages count as resident in every worker that reads them
 KNOCK_SECONDS = 5
 
 
