@@ -177,8 +177,13 @@ def inspect(
 
             chosen = recipe_of(recipe, changes, num_workers)
             opened = Atlas.open(atlas)
-            workers = chosen.train.num_workers
-            document = forecast(opened, choose(chosen, opened), world=workers, label=label)
+            document = forecast(
+                opened,
+                choose(chosen, opened),
+                world=chosen.train.num_workers,
+                label=label,
+                matrices=chosen.data.matrices,
+            )
             to.answer(document, answers.plan_text(document))
             return
         if recipe or changes or num_workers or label:
@@ -206,7 +211,10 @@ def split(
         str | None, typer.Option(help="obs column whose values are held out whole: a donor.")
     ] = None,
     values: Annotated[
-        str | None, typer.Option(help="Values of --by that validate, as a,b,c; else drawn.")
+        str | None,
+        typer.Option(
+            help='Values of --by that validate, as a,b,c or "a, with comma",b; else drawn.'
+        ),
     ] = None,
     test_values: Annotated[
         str | None, typer.Option(help="Values of --by that test, as a,b,c.")
@@ -214,8 +222,13 @@ def split(
     stratify: Annotated[
         str | None, typer.Option(help="obs column whose every value is split alike: a label.")
     ] = None,
-    validation: Annotated[float, typer.Option(help="Fraction of the cells that validates.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Fraction of the cells that tests.")] = 0.1,
+    validation: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the cells that validates.", show_default="0.1"),
+    ] = None,
+    test: Annotated[
+        float | None, typer.Option(help="Fraction of the cells that tests.", show_default="0.1")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     json: Json = False,
 ) -> None:
@@ -228,14 +241,20 @@ def split(
         from cellray.atlas.splits import SplitSpec, store_split
         from cellray.atlas.store import Atlas
 
+        fractions = {"validation": validation, "test": test}
+        given = {side: part for side, part in fractions.items() if part is not None}
+        if given and (values or test_values):
+            raise CellrayError(
+                "what is held out is said twice, by values and by fractions",
+                f"leave out --{' and --'.join(given)}, or --values and --test-values",
+            )
         spec = SplitSpec(
             by=by,
             values=tuple(words(values) or ()),
             test_values=tuple(words(test_values) or ()),
             stratify=stratify,
-            validation=validation,
-            test=test,
             seed=seed,
+            **({"validation": 0.1, "test": 0.1} | given),
         )
         facts = store_split(Atlas.open(atlas), name, spec)
         sides = ", ".join(f"{count:,} {side}" for side, count in facts["cells"].items())

@@ -3,6 +3,7 @@
 Whatever is heavy is imported inside the functions, so that help and completion stay instant.
 """
 
+import csv
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -222,5 +223,8 @@ def recipe_of(file: Path | None, changes: list[str] | None, num_workers: int | N
 
 
 def words(text: str | None) -> list[str] | None:
-    """Take apart a list that is given as a,b,c."""
-    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+    """Take apart a list that is given as a,b,c; a word with a comma stands in quotes."""
+    if text is None:
+        return None
+    row = next(csv.reader([text], skipinitialspace=True), [])
+    return [word.strip() for word in row if word.strip()]

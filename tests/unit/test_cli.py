@@ -12,6 +12,7 @@ from cellray.atlas.describe import describe
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.store import Atlas
 from cellray.cli import app, main, user_error
+from cellray.cli_verbs import words as words_of
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 
@@ -148,6 +149,15 @@ def test_a_split_is_made_once_listed_and_named(h5ad, tmp_path, capfd):
     assert "do not fill one batch" in json.loads(capfd.readouterr().out)["error"]
     assert main(words) == 2
     assert "already" in capfd.readouterr().err
+    words[3] = "other"
+    assert main([*words, "--test", "0.2"]) == 2
+    assert "said twice, by values and by fractions; leave out --test" in capfd.readouterr().err
+
+
+def test_a_word_of_a_list_may_hold_a_comma():
+    assert words_of('"CD4+, naive", B ,') == ["CD4+, naive", "B"]
+    assert words_of("") == []
+    assert words_of(None) is None
 
 
 @pytest.mark.parametrize("flag", [[], ["--json"]])

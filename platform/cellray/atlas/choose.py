@@ -150,7 +150,8 @@ def weight_codes(column: "pd.Series[Any]") -> tuple[Codes, NDArray[np.float64]]:
             )
     if not values.any():
         raise CellrayError(f"all weights in obs column '{name}' are 0", "name another column")
-    weights, codes = np.unique(values, return_inverse=True)
+    # A table of the distinct ones takes less memory than sorting them all.
+    codes, weights = pd.factorize(values, sort=True)
     if len(weights) >= MOST_CODES:
         least = weights[weights > 0][0]
         step = max(2e-4, np.log(weights[-1] / least) / (MOST_CODES - 4))

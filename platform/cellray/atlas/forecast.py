@@ -4,27 +4,36 @@ Costs and entropies are taken from a sample of the slabs that the run will read,
 accounting; nothing of the counts is read but row pointers.
 """
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
-import obstore
 from numpy.typing import NDArray
 
 from cellray.atlas.choose import Choice
 from cellray.atlas.plan import Plan, share_cells
+from cellray.atlas.read import Cost
 from cellray.atlas.selection import ONCE, Selection
 from cellray.atlas.splits import group_codes
-from cellray.atlas.storage import intact, object_store, storage_errors
+from cellray.atlas.storage import intact, storage_errors
 from cellray.atlas.store import Atlas
 from cellray.core.seeds import generator
 
 SAMPLED_SLABS = 16
 SHARES_HELD = 3
 """Shares of a slab in a worker's memory: one in training, two on their way."""
+CELL_BYTES = 16
+"""A row pointer and a cell's number."""
 
 
 def forecast(
-    atlas: Atlas, choice: Choice, *, world: int = 1, label: str | None = None
+    atlas: Atlas,
+    choice: Choice,
+    *,
+    world: int = 1,
+    label: str | None = None,
+    matrices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Say what an epoch of a run reads, and how mixed its batches are.
 
@@ -38,31 +47,30 @@ def forecast(
         Workers that share every slab.
     label
         An obs column whose entropy in a batch is computed.
+    matrices
+        What is read beside the counts, by path.
 
     Returns
     -------
     dict
         ``plan`` with its numbers and what follows from them; ``tail`` and ``tail_cells``;
         ``sampled_slabs``; ``gets`` and ``bytes`` with ``slab`` (mean) and ``epoch``: requests with
-        warm indices, and compressed bytes at the atlas's mean rate; ``amplification``: elements
-        decoded for each one wanted; ``entropy`` (with a label) with the mean over batches, that
-        of batches drawn at random from the epoch (`random_entropy`), and of the epoch as a whole,
-        in bits; ``memory`` in bytes: ``slab``, ``share``, ``selection``, and ``worker`` for the
-        three shares that it holds beside the selection, without the model and its activations.
+        warm indices, and compressed bytes at the mean rate of each array, both without obs
+        columns; ``amplification``: elements decoded for each one wanted; ``entropy`` (with a
+        label) with the mean over batches, that of batches drawn at random from the epoch
+        (`random_entropy`), and of the epoch as a whole, in bits; ``memory`` in bytes: ``slab``,
+        ``share``, ``selection``, and ``worker`` for the three shares that it holds beside the
+        selection, without the model and its activations.
     """
     plan, selection = choice.plan, choice.selection
     count = min(SAMPLED_SLABS, plan.slabs_per_epoch)
     rng = generator(plan.seed, "forecast")
     slabs = np.sort(rng.choice(plan.slabs_per_epoch, count, replace=False)).tolist()
-    gets = wanted = decoded = 0
+    pairs = list(product(slabs, range(world)))
     with storage_errors(atlas.url), intact(atlas.url):
-        for slab in slabs:
-            for rank in range(world):
-                cost = atlas.cost(share_cells(plan, selection, slab, rank, world))
-                gets, wanted = gets + cost.requests, wanted + cost.wanted
-                decoded += cost.decoded
-        rate = _stored_bytes(atlas) / (2 * atlas.manifest.nnz)
-    share = _share_bytes(atlas, wanted / (2 * count * world), plan.slab // world)
+        shares = (share_cells(plan, selection, slab, rank, world) for slab, rank in pairs)
+        cost = sum((atlas.cost(cells, matrices) for cells in shares), start=Cost())
+    share = cost.bytes // len(pairs) + CELL_BYTES * (plan.slab // world)
     document: dict[str, Any] = {
         "plan": {
             "cells": plan.n_cells,
@@ -82,9 +90,9 @@ def forecast(
         "tail": plan.tail,
         "tail_cells": plan.tail_cells,
         "sampled_slabs": count,
-        "gets": _per_slab(gets / count, plan),
-        "bytes": _per_slab(decoded * rate / count, plan),
-        "amplification": decoded / wanted,
+        "gets": _per_slab(cost.requests / count, plan),
+        "bytes": _per_slab(cost.stored / count, plan),
+        "amplification": cost.decoded / cost.wanted,
         "memory": {
             "slab": share * world,
             "share": share,
@@ -158,24 +166,3 @@ def _entropies(
 
 def _per_slab(amount: float, plan: Plan) -> dict[str, float]:
     return {"slab": amount, "epoch": amount * plan.slabs_per_epoch}
-
-
-def _stored_bytes(atlas: Atlas) -> int:
-    """Sum the sizes of the objects that hold data and indices."""
-    sizes = [
-        item["size"]
-        for part in atlas.parts
-        for name in ("data", "indices")
-        for page in obstore.list(object_store(part.url), prefix=f"X/{name}")
-        for item in page
-    ]
-    return sum(sizes)
-
-
-def _share_bytes(atlas: Atlas, nonzeros: float, cells: int) -> int:
-    """Estimate the bytes of a share as it is shipped: counts, indices, row pointers, cells."""
-    widths = [
-        max(part.reader(f"X/{name}").layout.dtype.itemsize for part in atlas.parts)
-        for name in ("data", "indices")
-    ]
-    return round(nonzeros * sum(widths)) + 16 * cells

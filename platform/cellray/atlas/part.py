@@ -10,6 +10,7 @@ from typing import Any
 
 import anndata
 import numpy as np
+import obstore
 import pandas as pd
 import zarr
 from numpy.typing import NDArray
@@ -18,7 +19,15 @@ from cellray.atlas.columns import CHUNK as COLUMN_CHUNK
 from cellray.atlas.columns import Column
 from cellray.atlas.manifest import PartFacts
 from cellray.atlas.shards import CorruptChunkError, Layout, ShardReader
-from cellray.atlas.storage import COPY_AGAIN, Fetch, fetcher, intact, is_remote, zarr_store
+from cellray.atlas.storage import (
+    COPY_AGAIN,
+    Fetch,
+    fetcher,
+    intact,
+    is_remote,
+    object_store,
+    zarr_store,
+)
 from cellray.core.copying import copy_runs
 from cellray.core.errors import CellrayError
 
@@ -69,6 +78,7 @@ class Part:
         self.start = start
         self.nodes = nodes
         self._readers: dict[str, ShardReader] = {}
+        self.stored_bytes = lru_cache(self._list_bytes)
         self._indptr = lru_cache(maxsize=256)(self._read_indptr)
         self._column_chunk = lru_cache(maxsize=256)(self._read_column_chunk)
 
@@ -161,6 +171,11 @@ class Part:
                 pieces.places[low:high] * width,
                 out.view(np.uint8),
             )
+
+    def _list_bytes(self, path: str) -> int:
+        """Sum the sizes of the objects that hold an array."""
+        pages = obstore.list(object_store(self.url), prefix=path)
+        return sum(item["size"] for page in pages for item in page)
 
     def column(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Read an obs column at some ascending rows: codes of a category, or values."""

@@ -1,8 +1,8 @@
 """Reading any cells of an atlas's matrices: where their elements lie, and where they go."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -87,33 +87,70 @@ def dense_rows(
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What reading some cells takes with warm indices.
+    """What reading some cells takes with warm indices, obs columns left out.
 
     Attributes
     ----------
     requests
         Ranges that are fetched.
     wanted, decoded
-        Elements of the counts that are asked for, and that lie in the chunks that hold them.
+        Elements that are asked for, and that lie in the chunks that hold them.
+    stored
+        Compressed bytes of those chunks, at the mean rate of each array.
+    bytes
+        What is asked for, in memory.
     """
 
-    requests: int
-    wanted: int
-    decoded: int
+    requests: int = 0
+    wanted: int = 0
+    decoded: int = 0
+    stored: float = 0.0
+    bytes: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        """Add up."""
+        return Cost(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
-def cost(parts: Sequence[Part], ordered: NDArray[np.int64], pool: Executor) -> Cost:
-    """Say what reading the counts of some cells, in stored order, takes."""
-    requests = wanted = decoded = 0
+def cost(
+    parts: Sequence[Part],
+    ordered: NDArray[np.int64],
+    pool: Executor,
+    *,
+    sparse: Sequence[str],
+    dense: Mapping[str, int],
+) -> Cost:
+    """Say what reading some cells, in stored order, of some matrices takes.
+
+    Parameters
+    ----------
+    parts, ordered, pool
+        The atlas's parts, the cells, and threads for its row pointers.
+    sparse, dense
+        Paths of the matrices; dense ones with their columns.
+    """
+    total = Cost()
     for part, rows, _ in Wanted.of(ordered).by_part(parts):
-        starts, stops = part.bounds("X", rows, pool)
-        pieces = Pieces(starts, stops, starts, rows)
-        for name in ("data", "indices"):
-            reader = part.reader(f"X/{name}")
-            chunks = touched(pieces, reader.layout.chunk)
-            requests += len(reader.runs(chunks, gap=part.gap(reader)))
-            decoded += len(chunks) * reader.layout.chunk
-            wanted += int((stops - starts).sum())
-        chunk = part.reader("X/indptr").layout.chunk
-        requests += len(np.unique(np.concatenate([rows, rows + 1]) // chunk))
-    return Cost(requests, wanted, decoded)
+        for path in sparse:
+            starts, stops = part.bounds(path, rows, pool)
+            for name in ("data", "indices"):
+                total += _array_cost(part, f"{path}/{name}", starts, stops)
+            chunk = part.reader(f"{path}/indptr").layout.chunk
+            pointers = len(np.unique(np.concatenate([rows, rows + 1]) // chunk))
+            total += Cost(requests=pointers)
+        for path, columns in dense.items():
+            total += _array_cost(part, path, rows * columns, (rows + 1) * columns)
+    return total
+
+
+def _array_cost(part: Part, path: str, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Cost:
+    reader = part.reader(path)
+    chunks = touched(Pieces(starts, stops, starts, starts), reader.layout.chunk)
+    wanted, decoded = int((stops - starts).sum()), len(chunks) * reader.layout.chunk
+    return Cost(
+        requests=len(reader.runs(chunks, gap=part.gap(reader))),
+        wanted=wanted,
+        decoded=decoded,
+        stored=decoded * part.stored_bytes(path) / max(1, reader.layout.size),
+        bytes=wanted * reader.layout.dtype.itemsize,
+    )

@@ -233,7 +233,8 @@ class Spill:
             matrix.sort_indices()
             if not matrix.has_canonical_format:
                 raise CellrayError(
-                    "a source holds a gene twice in one cell", "write it in canonical form"
+                    "a source that is not stored cell by cell holds a gene twice in one cell",
+                    "store it as CSR, and add such genes up with --duplicates sum",
                 )
             data, indices = matrix.data, [matrix.indices.astype(self.index_dtype)]
         return Bucket(data, indices[0] if indices else None, sums)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cellray.atlas.columns import write_element
 from cellray.atlas.selection import count_codes
-from cellray.atlas.staging import publish
+from cellray.atlas.staging import amending, publish
 from cellray.atlas.storage import intact, storage_errors, zarr_store
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError, suggest
@@ -173,7 +173,10 @@ def store_split(atlas: Atlas, name: str, spec: SplitSpec) -> dict[str, Any]:
     sides = split_cells(_column(atlas, spec.column), atlas.part_cells, spec)
     cells = dict(zip(SIDES, np.bincount(sides, minlength=3).tolist(), strict=True))
     facts = {**asdict(spec), "n_cells": atlas.n_cells, "cells": cells}
-    with storage_errors(atlas.url):
+    with storage_errors(atlas.url), amending(atlas.url):
+        manifest = Atlas.open(atlas.url).manifest
+        if name in manifest.splits or manifest.n_cells != atlas.n_cells:
+            raise CellrayError(f"{atlas.url} was changed meanwhile", "split again")
         group: Any = zarr.open_group(
             zarr_store(atlas.url, create=True), mode="r+", use_consolidated=False
         )
@@ -183,7 +186,6 @@ def store_split(atlas: Atlas, name: str, spec: SplitSpec) -> dict[str, Any]:
                     path, attributes={"encoding-type": "dict", "encoding-version": "0.1.0"}
                 )
         write_element(group["uns/splits"], name, pd.Categorical.from_codes(sides, pd.Index(SIDES)))
-        manifest = Atlas.open(atlas.url).manifest
         publish(atlas.url, replace(manifest, splits={**manifest.splits, name: facts}))
     return facts
 

@@ -132,6 +132,29 @@ def publish(url: str, manifest: Manifest, check: Callable[[], None] = lambda: No
     obstore.put(store, ROOT, json.dumps(root, indent=1).encode())
 
 
+@contextmanager
+def amending(url: str) -> Iterator[None]:
+    """Let one process at a time read an atlas's root and write it anew; others wait.
+
+    An object store has no such lock: there, changes to one atlas are made one after the other.
+
+    Raises
+    ------
+    CellrayError
+        The atlas cannot be written.
+    """
+    with storage_errors(url):
+        if is_remote(url):
+            yield
+            return
+        descriptor = os.open(url, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
 def _staged_local(url: str, fingerprint: str, *, overwrite: bool, restart: bool) -> Iterator[Stage]:
     path = Path(url)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):

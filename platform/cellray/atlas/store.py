@@ -239,10 +239,14 @@ class Atlas:
             values = {name: self._values(name, wanted) for name in obs}
         return replace(rows, obs=values, matrices=along)
 
-    def cost(self, cells: NDArray[np.integer[Any]]) -> Cost:
-        """Say what reading the counts of some cells takes, without reading them."""
+    def cost(self, cells: NDArray[np.integer[Any]], matrices: Sequence[str] = ()) -> Cost:
+        """Say what reading some cells takes, and matrices beside their counts."""
+        known = {path: self.manifest.matrices[path] for path in matrices}
+        sparse = ["X", *(path for path, facts in known.items() if facts["sparse"])]
+        dense = {path: int(one["columns"]) for path, one in known.items() if not one["sparse"]}
+        ordered = np.sort(np.asarray(cells, np.int64))
         with storage_errors(self.url):
-            return cost(self.parts, np.sort(np.asarray(cells, np.int64)), self._pool)
+            return cost(self.parts, ordered, self._pool, sparse=sparse, dense=dense)
 
     def probe(self, *, obs: Sequence[str] = (), matrices: Sequence[str] = ()) -> Rows:
         """Read the first cell of every part, so that what may not be read is known at once.

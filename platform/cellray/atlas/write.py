@@ -13,8 +13,8 @@ from cellray.atlas.counts import Source
 from cellray.atlas.joining import Join, choose_matrices, join_matrix
 from cellray.atlas.manifest import FORMAT, Manifest
 from cellray.atlas.sources import open_source, refuse_twins, source_names
-from cellray.atlas.staging import PARTS, publish, staged
-from cellray.atlas.storage import is_remote, normalise
+from cellray.atlas.staging import PARTS, amending, publish, staged
+from cellray.atlas.storage import is_remote, normalise, storage_errors
 from cellray.atlas.store import Atlas
 from cellray.atlas.vocabulary import join_genes, read_vocabulary
 from cellray.core.errors import CellrayError
@@ -177,17 +177,19 @@ def append(
     path = f"{PARTS}/{number}"
     url = f"{there.url}/{path}"
     if not is_remote(url):
-        Path(url).parent.mkdir(exist_ok=True)
+        with storage_errors(there.url):
+            Path(url).parent.mkdir(exist_ok=True)
     fingerprint = fingerprint_of(contents, memory, rna) + there.digest
     # What lies there was written by an append that did not come to its end: no manifest lists it.
     with staged(url, fingerprint=fingerprint, overwrite=True, restart=restart) as stage:
         part = write_part(stage, contents, memory, progress)
         publish(stage.url, Manifest(FORMAT, len(var), (part,)), stage.check)
-    now = Atlas.open(there.url)
-    if now.digest != there.digest:
-        raise CellrayError(f"{there.url} was changed meanwhile", "append again")
-    parts = (*now.manifest.parts, replace(part, path=path))
-    publish(there.url, replace(now.manifest, parts=parts))
+    with amending(there.url):
+        now = Atlas.open(there.url)
+        if now.digest != there.digest:
+            raise CellrayError(f"{there.url} was changed meanwhile", "append again")
+        parts = (*now.manifest.parts, replace(part, path=path))
+        publish(there.url, replace(now.manifest, parts=parts))
     return Atlas.open(there.url)
 
 

@@ -88,6 +88,25 @@ def test_bytes_are_at_most_those_of_all_that_is_decoded(atlas):
     assert "entropy" not in found
 
 
+def test_what_rides_along_is_counted(counted, tmp_path):
+    data = counted(500, 40)
+    data.layers["spliced"] = data.X.copy()
+    data.obsm["protein"] = np.ones((500, 7), np.float32)
+    data.write_h5ad(tmp_path / "a.h5ad")
+    atlas = ingest([tmp_path / "a.h5ad"], tmp_path / "a", matrices=["layers/spliced", "obsm/protein"])
+    choice = choose(RECIPE, atlas)
+    plain, layer, dense = (
+        forecast(atlas, choice, matrices=paths)
+        for paths in ([], ["layers/spliced"], ["obsm/protein"])
+    )
+    for key in ("gets", "bytes"):
+        assert layer[key]["slab"] == pytest.approx(2 * plain[key]["slab"])
+    cells = 128
+    assert dense["gets"]["slab"] > plain["gets"]["slab"]
+    assert dense["memory"]["share"] - plain["memory"]["share"] == pytest.approx(cells * 7 * 4, abs=1)
+    assert layer["memory"]["share"] == pytest.approx(2 * plain["memory"]["share"] - 16 * cells, abs=1)
+
+
 def test_balance_and_weights_raise_the_entropy_and_the_amplification(atlas):
     plain = forecast(atlas, choose(RECIPE, atlas), label="label")
     even = forecast(atlas, choose(RECIPE.with_(["data.balance=label"]), atlas), label="label")

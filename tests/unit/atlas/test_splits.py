@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import anndata
@@ -166,6 +167,19 @@ def test_splits_lie_side_by_side(atlas):
     assert stored_split(again, "one").any()
     assert TEST not in stored_split(again, "two")
     np.testing.assert_array_equal(again.obs(), atlas.obs())
+
+
+def test_splits_that_are_made_at_once_are_all_kept(atlas):
+    names = [f"s{number}" for number in range(8)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        for seed, name in enumerate(names):
+            pool.submit(store_split, Atlas.open(atlas.url), name, SplitSpec(seed=seed))
+    again = Atlas.open(atlas.url)
+    assert sorted(again.manifest.splits) == names
+    for seed, name in enumerate(names):
+        np.testing.assert_array_equal(
+            stored_split(again, name), draw_split(atlas, SplitSpec(seed=seed))
+        )
 
 
 def test_a_split_that_does_not_fit_is_refused(atlas):
