@@ -91,9 +91,11 @@ def test_bytes_are_at_most_those_of_all_that_is_decoded(atlas):
 def test_what_rides_along_is_counted(counted, tmp_path):
     data = counted(500, 40)
     data.layers["spliced"] = data.X.copy()
-    data.obsm["protein"] = np.ones((500, 7), np.float32)
+    protein = np.random.default_rng(0).normal(size=(500, 7))
+    data.obsm["protein"] = protein.astype(np.float32)  # whole numbers would be narrowed
     data.write_h5ad(tmp_path / "a.h5ad")
-    atlas = ingest([tmp_path / "a.h5ad"], tmp_path / "a", matrices=["layers/spliced", "obsm/protein"])
+    along = ["layers/spliced", "obsm/protein"]
+    atlas = ingest([tmp_path / "a.h5ad"], tmp_path / "a", matrices=along)
     choice = choose(RECIPE, atlas)
     plain, layer, dense = (
         forecast(atlas, choice, matrices=paths)
@@ -101,10 +103,10 @@ def test_what_rides_along_is_counted(counted, tmp_path):
     )
     for key in ("gets", "bytes"):
         assert layer[key]["slab"] == pytest.approx(2 * plain[key]["slab"])
-    cells = 128
     assert dense["gets"]["slab"] > plain["gets"]["slab"]
-    assert dense["memory"]["share"] - plain["memory"]["share"] == pytest.approx(cells * 7 * 4, abs=1)
-    assert layer["memory"]["share"] == pytest.approx(2 * plain["memory"]["share"] - 16 * cells, abs=1)
+    share = plain["memory"]["share"]
+    assert dense["memory"]["share"] == pytest.approx(share + 128 * 7 * 4, abs=1)
+    assert layer["memory"]["share"] == pytest.approx(2 * share - 128 * 16, abs=1)
 
 
 def test_balance_and_weights_raise_the_entropy_and_the_amplification(atlas):

@@ -258,7 +258,7 @@ def test_a_process_that_is_ended_leaves_nothing_that_opens(counted, h5ad, tmp_pa
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout.readline() == b"writing\n"
         process.send_signal(number)
-        assert process.wait(timeout=30) != 0
+        assert process.wait(timeout=120) != 0
     left = [path for path in tmp_path.iterdir() if path.name != "a.h5ad"]
     for path in (tmp_path / "out", *left, *(path / "atlas" for path in left)):
         with pytest.raises(CellrayError):
