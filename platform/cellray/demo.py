@@ -17,6 +17,7 @@ from cellray.atlas.write import ingest
 from cellray.console import Console
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
+from cellray.core.types import TARGET_SUM
 from cellray.evaluation.annotation import make_splits, usable_cells
 from cellray.evaluation.embed import embed
 from cellray.evaluation.run import evaluate
@@ -30,7 +31,6 @@ LABEL = "bulk_labels"
 DECIMALS = 3
 """Decimals to which scanpy rounded the log-normalised values of its 700 cells."""
 
-TARGET_SUM = 10_000
 MIN_CELLS = 32
 """Cells below which there is no batch to train on and no neighbour to score by."""
 

@@ -14,7 +14,7 @@ from cellray.learn.embed import embed_matrix
 from cellray.learn.learner import Learner
 from cellray.score.annotation import f1, knn
 from cellray.score.embedding import pca_embedding
-from cellray.train.run import prepare
+from cellray.train.setup import prepare
 
 ROOT = Path(__file__).parents[2]
 TABLE = json.loads((ROOT / "docs/benchmarks/bladder.json").read_text())

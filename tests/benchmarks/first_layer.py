@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from cellray.atlas.simulate import Simulation, simulate
+from cellray.core.cells import Cells
 from cellray.core.recipe import Recipe
 from cellray.core.sparse import Matrix
 from cellray.core.types import Rows
@@ -76,7 +77,7 @@ def parts_of_a_step(batch: Batch, objective: str, rounds: int, *, sparse: bool) 
     def views() -> None:
         x_BG = normalise(counts(), batch.totals())
         for draw in range(learner.objective.n_views):
-            learner.view(x_BG, batch.cells_B, epoch=0, draw=draw)
+            learner.view(Cells.of(x_BG), batch.cells_B, epoch=0, draw=draw)
 
     def loss() -> torch.Tensor:
         return learner(counts(), batch.totals(), batch.cells_B, 0)["loss"]

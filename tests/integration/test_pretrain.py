@@ -16,7 +16,8 @@ from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.track.models import resolve
 from cellray.track.store import client, experiment_id
-from cellray.train.run import prepare, pretrain
+from cellray.train.run import pretrain
+from cellray.train.setup import prepare
 
 SMALL = {
     "encoder": {"name": "mlp", "widths": [32], "dim": 8, "dropout": 0.0},
@@ -116,3 +117,43 @@ def test_what_cannot_be_trained_is_refused_before_ray_starts(atlas, work):
         pretrain(Recipe.of({**SMALL, "views": []}), atlas, "test")
     with pytest.raises(CellrayError, match="did you mean 'donor'"):
         pretrain(Recipe.of(SMALL).with_(["data.split_by=donr"]), atlas, "test")
+
+
+def test_a_run_starts_from_a_registered_model_and_trains_its_last_layer(alone, atlas):
+    source = resolve(alone[0].uri).learner
+    ref, history = trained(
+        atlas, f"init.model={alone[0].uri}", "init.freeze=shallow", "data.genes=150", "seed=4"
+    )
+    learner = resolve(ref.uri).learner
+    assert len(learner.genes) == 150
+    mine = [source.genes.index(gene) for gene in learner.genes]
+    first, given = learner.encoder.blocks[0][0].weight, source.encoder.blocks[0][0].weight
+    assert torch.equal(first, given[:, mine])
+    assert not torch.equal(learner.encoder.blocks[-1].weight, source.encoder.blocks[-1].weight)
+    params = client().get_run(ref.run_id).data.params
+    assert params["init_genes_matched"] == "150 of 150"
+    assert history[0][1] < 0.8 * alone[1][0][1]  # it does not begin anew
+
+
+def test_batches_are_a_covariate_and_an_adversary_of_two_workers(atlas, work, ray_local):
+    parts = "[{name: masked, widths: [32]}, {name: batch_adversary, weight: 0.1}]"
+    ref, _ = trained(
+        atlas,
+        f"objective={{name: sum, parts: {parts}}}",
+        "data.batch_key=donor",
+        "train.num_workers=2",
+    )
+    learner = resolve(ref.uri).learner
+    assert learner.batches == tuple(Atlas.open(atlas).categories("donor"))
+    assert learner.encoder.covariate.shift.abs().sum() > 0
+    run = client().get_run(ref.run_id)
+    assert 0 < run.data.metrics["train_batch_adversary_batch_accuracy"] <= 1
+    assert run.data.metrics["effective_rank"] > 1.5
+    assert {"embedding_std", "alignment", "uniformity", "train_grad_norm"} <= set(run.data.metrics)
+    assert "cellray.collapsed" not in run.data.tags
+
+
+def test_a_batch_key_that_holds_numbers_is_refused(atlas, work):
+    recipe = Recipe.of(SMALL).with_(["data.batch_key=cellray_row"])
+    with pytest.raises(CellrayError, match="holds no categories"):
+        prepare(recipe, Atlas.open(atlas))

@@ -256,7 +256,7 @@ def test_the_users_error_is_found_in_rays_wrappings(ray_local):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_configs_are_recipes_that_can_be_trained(path):
-    from cellray.learn.learner import check_recipe
+    from cellray.learn.build import check_recipe
 
     check_recipe(Recipe.load(path))
 

@@ -46,4 +46,6 @@ def variable_genes(
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
     ranked = sc.pp.highly_variable_genes(adata, n_top_genes=count, inplace=False)
-    return atlas.genes[np.flatnonzero(ranked["highly_variable"].to_numpy())]
+    # Scanpy marks more than asked for where genes are equally variable.
+    spread = ranked["dispersions_norm"].fillna(-np.inf).to_numpy()
+    return atlas.genes[np.sort(np.argsort(-spread, kind="stable")[:count])]

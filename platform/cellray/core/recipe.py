@@ -56,6 +56,8 @@ class Data(_Section):
         obs columns that come with every batch, as codes or values.
     matrices
         Matrices that come with every batch, by their paths: ``obsm/protein``.
+    batch_key
+        An obs column, the batch covariate (a donor, a study): encoder and decoder are told of it.
     genes
         Keep this many highly variable genes, chosen on training cells; None keeps all.
     """
@@ -74,7 +76,14 @@ class Data(_Section):
     epoch_cells: Annotated[int, Field(ge=2)] | None = None
     obs: tuple[str, ...] = ()
     matrices: tuple[str, ...] = ()
+    batch_key: str | None = None
     genes: Annotated[int, Field(ge=2)] | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All obs columns that are read with the counts."""
+        key = self.batch_key
+        return self.obs if key is None or key in self.obs else (*self.obs, key)
 
     @model_validator(mode="after")
     def _choices_exclude_each_other(self) -> Self:
@@ -96,27 +105,66 @@ class Data(_Section):
         return self
 
 
-class Optim(_Section):
-    """AdamW with linear warm-up, then cosine decay to `final_lr` of `lr`.
+class Init(_Section):
+    """What a run starts from, and what of it is trained.
 
     Attributes
     ----------
+    model
+        A registered model, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, whose weights are
+        taken over where their names fit, gene by gene; None begins anew.
+    freeze
+        Which of the encoder's parameters are not trained: ``none``, ``all``, ``shallow`` (all but
+        the last layer), or those whose names a regular expression fits.
+    lora_rank
+        Rank of the updates that linear layers get in place of training their weights (LoRA, Hu
+        et al. 2022); 0 for none.
+    lora_alpha
+        Scale of the updates times their rank.
+    """
+
+    model: str | None = None
+    freeze: str = "none"
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    lora_alpha: Annotated[float, Field(gt=0)] = 16.0
+
+
+class Optim(_Section):
+    """The optimiser, and a learning rate that warms up linearly and then falls.
+
+    Attributes
+    ----------
+    name
+        ``adamw``, ``sgd`` (with momentum) or ``lars``, which scales each layer's step to its
+        weights, for large batches (You et al. 2017).
     lr
         Peak learning rate.
     weight_decay
-        AdamW's decoupled weight decay; not applied to biases and normalisation weights.
+        Not applied to biases and normalisation weights; AdamW's is decoupled.
+    momentum
+        Of ``sgd`` and ``lars``.
+    schedule
+        What follows the warm-up: ``cosine`` to `final_lr`, ``step`` down by `gamma` every
+        `step_epochs`, or ``constant``.
     warmup
         Fraction of all steps spent warming up.
     final_lr
-        Learning rate of the last step, as a fraction of `lr`.
+        Learning rate of the last step of ``cosine``, as a fraction of `lr`.
+    step_epochs, gamma
+        Of ``step``.
     clip
         Largest gradient norm; None does not clip.
     """
 
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    momentum: Fraction = 0.9
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup: Fraction = 0.05
     final_lr: Annotated[float, Field(ge=0, le=1)] = 0.01
+    step_epochs: Annotated[int, Field(ge=1)] = 2
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
     clip: Annotated[float, Field(gt=0)] | None = 1.0
 
 
@@ -172,6 +220,7 @@ class Recipe(_Section):
     objective: Part = Part(name="masked")
     encoder: Part = Part(name="mlp")
     views: tuple[Part, ...] = (Part(name="random_mask"),)
+    init: Init = Init()
     data: Data = Data()
     optim: Optim = Optim()
     train: Train = Train()

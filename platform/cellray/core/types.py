@@ -13,6 +13,9 @@ from cellray.core.copying import copy_runs
 Progress = Callable[[str, int, int], None]
 """Called as work goes on, with its stage, how much is done, and how much there is in all."""
 
+TARGET_SUM = 10_000
+"""Counts to which every cell is scaled before log1p."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

@@ -3,27 +3,26 @@
 Shape suffixes: B cells, G genes of the model, D embedding.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from cellray.core.errors import CellrayError
-from cellray.core.parts import build_part, check_part
+from cellray.core.bits import keys
+from cellray.core.cells import UNKNOWN, Cells
+from cellray.core.genes import Genes, GeneSets
 from cellray.core.recipe import Recipe
 from cellray.core.seeds import seed_of
 from cellray.core.sparse import Matrix, Sparse
+from cellray.core.types import TARGET_SUM
+from cellray.learn.adapt import Overlap, adopt, gene_axes
+from cellray.learn.build import build_views, check_recipe, networks
 from cellray.nets.encoder import Encoder
-from cellray.nets.table import ENCODERS
 from cellray.objectives.objective import Objective
-from cellray.objectives.table import OBJECTIVES
-from cellray.views.bits import keys
-from cellray.views.masks import View
-from cellray.views.table import VIEWS
-
-TARGET_SUM = 10_000
+from cellray.views.view import View
 
 
 def normalise(counts_BG: Matrix, totals_B: Tensor) -> Matrix:
@@ -61,8 +60,8 @@ class Learner(nn.Module):
         The network that is kept.
     objective
         The loss with its heads.
-    views
-        The recipe's views; a cell's view is what they make of it one after another.
+    batches
+        Names of the batches of its covariate: the meaning of their codes.
     """
 
     encoder: Encoder
@@ -74,18 +73,39 @@ class Learner(nn.Module):
         genes: tuple[str, ...],
         encoder: Encoder,
         objective: Objective,
-        views: tuple[View, ...],
+        *,
+        batches: tuple[str, ...] = (),
+        sets: Mapping[str, GeneSets] | None = None,
     ) -> None:
         super().__init__()
         self.recipe = recipe
         self.genes = genes
+        self.batches = batches
         self.encoder = encoder
         self.objective = objective
-        self.views = views
+        self._sets = sets or {}
 
     @classmethod
-    def of(cls, recipe: Recipe, genes: Sequence[str]) -> Self:
+    def of(
+        cls,
+        recipe: Recipe,
+        genes: Sequence[str],
+        *,
+        batches: Sequence[str] = (),
+        sets: Mapping[str, GeneSets] | None = None,
+    ) -> Self:
         """Build an untrained learner; its parameters follow from ``recipe.seed`` alone.
+
+        Parameters
+        ----------
+        recipe
+            What to build.
+        genes
+            Names of the model's genes.
+        batches
+            Names of the batches of the covariate ``data.batch``.
+        sets
+            The gene sets that the recipe's views name, by file; only `forward` needs them.
 
         Raises
         ------
@@ -95,14 +115,46 @@ class Learner(nn.Module):
         check_recipe(recipe)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(recipe.seed, "init"))
-            encoder = build_part("encoder", ENCODERS, recipe.encoder, len(genes))
-            objective = build_part(
-                "objective", OBJECTIVES, recipe.objective, encoder.dim, len(genes)
-            )
-        return cls(recipe, tuple(map(str, genes)), encoder, objective, _views(recipe))
+            encoder, objective = networks(recipe, len(genes), len(batches))
+        names = tuple(map(str, genes))
+        return cls(recipe, names, encoder, objective, batches=tuple(batches), sets=sets)
+
+    @cached_property
+    def views(self) -> tuple[View, ...]:
+        """The recipe's views; a cell's view is what they make of it one after another."""
+        return build_views(self.recipe, Genes(self.genes, self._sets))
+
+    def start_from(self, other: "Learner") -> Overlap:
+        """Take over another learner's weights; its objective's only if it is the same objective.
+
+        Raises
+        ------
+        CellrayError
+            No gene or no weight in common.
+        """
+        alike = self.recipe.objective == other.recipe.objective
+
+        def part(learner: Learner) -> nn.Module:
+            parts = {"encoder": learner.encoder}
+            return nn.ModuleDict(parts | ({"objective": learner.objective} if alike else {}))
+
+        def build(n_genes: int) -> nn.Module:
+            encoder, objective = networks(self.recipe, n_genes, len(self.batches))
+            parts = {"encoder": encoder}
+            return nn.ModuleDict(parts | ({"objective": objective} if alike else {}))
+
+        found = adopt(part(self), self.genes, part(other), other.genes, axes=gene_axes(build))
+        if not alike:
+            self.objective.begin(self.encoder)
+        return found
 
     def forward(
-        self, counts_BG: Matrix, totals_B: Tensor, cells_B: Tensor, epoch: int
+        self,
+        counts_BG: Matrix,
+        totals_B: Tensor,
+        cells_B: Tensor,
+        epoch: int,
+        batch_B: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute the loss of a batch.
 
@@ -118,29 +170,38 @@ class Learner(nn.Module):
             which views the cells get.
         epoch
             Number of the pass over the cells.
+        batch_B
+            Code of each cell's batch, shape (B,), int64; None where the recipe has no covariate.
 
         Returns
         -------
         dict
             Scalars by name, among them ``loss``.
         """
-        x_BG = normalise(counts_BG, totals_B)
+        cells = Cells(
+            x_BG=normalise(counts_BG, totals_B),
+            counts_BG=counts_BG,
+            totals_B=totals_B,
+            # View 0 is numbered from 0 on; this key is none of a view's.
+            key_B=keys(self.recipe.seed, epoch, -1, cells_B),
+            batch_B=torch.full_like(cells_B, UNKNOWN) if batch_B is None else batch_B,
+        )
         draws = range(self.objective.n_views)
-        views = [self.view(x_BG, cells_B, epoch=epoch, draw=draw) for draw in draws]
-        parts: dict[str, Tensor] = self.objective(self.encoder, views, x_BG)
+        views = [self.view(cells, cells_B, epoch=epoch, draw=draw) for draw in draws]
+        parts: dict[str, Tensor] = self.objective(self.encoder, views, cells)
         return parts
 
     def view(
-        self, x_BG: Matrix, cells_B: Tensor, *, epoch: int, draw: int
+        self, cells: Cells, cells_B: Tensor, *, epoch: int, draw: int
     ) -> tuple[Matrix, Tensor | None]:
         """Apply all views in turn.
 
         Parameters
         ----------
-        x_BG
-            Log-normalised expression, shape (B, G), dense or sparse.
+        cells
+            The cells.
         cells_B
-            Positions of the cells in the atlas, shape (B,), int64.
+            Their positions in the atlas, shape (B,), int64.
         epoch, draw
             Which of the cells' views.
 
@@ -148,72 +209,63 @@ class Learner(nn.Module):
         -------
         x_BG : Tensor or Sparse
             What the encoder sees, shape (B, G).
-        hidden_BG : Tensor or None
-            What any view hid, shape (B, G), bool; None when no view hides or the objective does
-            not need it.
+        target_BG : Tensor or None
+            What any view wants predicted, shape (B, G), bool; None when none does or the
+            objective does not need it.
         """
-        needs_hidden = self.objective.needs_hidden
-        hidden_BG: Tensor | None = None
+        needs_target = self.objective.needs_target
+        x_BG, target_BG = cells.x_BG, None
         for place, view in enumerate(self.views):
             key_B = keys(self.recipe.seed, epoch, draw * len(self.views) + place, cells_B)
-            x_BG, also_BG = view(x_BG, key_B, needs_hidden=needs_hidden)
+            x_BG, also_BG = view(x_BG, key_B, cells, needs_target=needs_target)
             if also_BG is not None:
-                hidden_BG = also_BG if hidden_BG is None else hidden_BG | also_BG
-        return x_BG, hidden_BG
+                target_BG = also_BG if target_BG is None else target_BG | also_BG
+        return x_BG, target_BG
 
-    def embed(self, counts_BG: Matrix, totals_B: Tensor) -> Tensor:
+    def embed(self, counts_BG: Matrix, totals_B: Tensor, batch_B: Tensor | None = None) -> Tensor:
         """Embed cells without views and without dropout, whatever mode the encoder is in.
 
         Parameters
         ----------
         counts_BG, totals_B
             As for `forward`.
+        batch_B
+            Code of each cell's batch among `batches`, shape (B,), int64; None leaves them unknown.
 
         Returns
         -------
         Tensor
             Shape (B, D), float32; a cell's row depends on that cell only.
         """
+        x_BG = normalise(counts_BG, totals_B)
+        cells = None if batch_B is None else replace(Cells.of(x_BG), batch_B=batch_B)
+        return self._embed(x_BG, cells)
+
+    def embed_pair(
+        self, counts_BG: Matrix, totals_B: Tensor, cells_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Embed cells, and their first view of epoch 0; for monitors.
+
+        Parameters
+        ----------
+        counts_BG, totals_B, cells_B
+            As for `forward`.
+
+        Returns
+        -------
+        Tensor, Tensor
+            Both of shape (B, D), float32.
+        """
+        cells = replace(Cells.of(normalise(counts_BG, totals_B)), counts_BG=counts_BG)
+        cells = replace(cells, totals_B=totals_B)
+        view_BG, _ = self.view(cells, cells_B, epoch=0, draw=0)
+        return self._embed(cells.x_BG, None), self._embed(view_BG, None)
+
+    def _embed(self, x_BG: Matrix, cells: Cells | None) -> Tensor:
         training = self.encoder.training
         self.encoder.eval()
         try:
-            z_BD: Tensor = self.encoder(normalise(counts_BG, totals_B))
+            z_BD: Tensor = self.encoder(x_BG, cells)
         finally:
             self.encoder.train(training)
         return z_BD.float()
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Check a recipe's parts, and that the objective gets the views it needs.
-
-    Raises
-    ------
-    CellrayError
-        An unknown part or setting, a value out of bounds, an objective on hidden genes without
-        a view that hides, or one that compares views without any view.
-    """
-    check_part("encoder", ENCODERS, recipe.encoder)
-    check_part("objective", OBJECTIVES, recipe.objective)
-    for part in recipe.views:
-        check_part("view", VIEWS, part)
-    views = _views(recipe)
-    name = recipe.objective.name
-    objective = OBJECTIVES[name]
-    mend = "add views: [{name: random_mask}]"
-    if objective.n_views > 1 and not views:
-        raise CellrayError(
-            f"objective '{name}' compares {objective.n_views} views of a cell, which are equal "
-            "without a view that changes it",
-            mend,
-        )
-    if objective.needs_hidden and not any(map(_hides, views)):
-        raise CellrayError(f"objective '{name}' needs a view that hides genes", mend)
-
-
-def _views(recipe: Recipe) -> tuple[View, ...]:
-    return tuple(map(partial(build_part, "view", VIEWS), recipe.views))
-
-
-def _hides(view: View) -> bool:
-    """Ask a view itself, on two cells of two genes."""
-    return view(torch.ones(2, 2), torch.arange(2))[1] is not None

@@ -10,7 +10,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from cellray.core.cells import Cells
 from cellray.core.sparse import Matrix
+from cellray.nets.covariate import Covariate
 from cellray.nets.encoder import Encoder
 from cellray.nets.sparse import SparseLinear
 
@@ -25,6 +27,8 @@ class MLP(Encoder):
     ----------
     n_genes
         Columns of the input G.
+    n_batches
+        Batches of the covariate, which shifts the first hidden layer.
     widths
         Units of the hidden layers.
     dim
@@ -36,20 +40,22 @@ class MLP(Encoder):
     def __init__(
         self,
         n_genes: int,
+        n_batches: int,
         *,
         widths: tuple[Width, ...] = (512, 512, 256, 256),
         dim: Width = 64,
         dropout: Dropout = 0.1,
     ) -> None:
-        super().__init__()
+        super().__init__(n_genes, n_batches)
         self.dim = dim
         layers = selu_layers((n_genes, *widths, dim), dropout=dropout, first=SparseLinear)
         self.blocks = nn.ModuleList(layers)
+        self.covariate = Covariate(n_batches, (*widths, dim)[0])
 
-    def forward(self, x_BG: Matrix) -> Tensor:
+    def forward(self, x_BG: Matrix, cells: Cells | None = None) -> Tensor:
         """Embed cells, shape (B, G) to (B, D)."""
         first, *others = self.blocks
-        z: Tensor = first(x_BG)
+        z: Tensor = self.covariate(first(x_BG), cells)
         for block in others:
             z = block(z)
         return z

@@ -6,68 +6,108 @@ a sigmoid against targets above 1, and the mean is over hidden entries, not over
 Shape suffixes: B cells, G genes.
 """
 
-from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from cellray.core.sparse import Matrix, dense
-from cellray.nets.decoders import mlp_decoder
+from cellray.core.cells import Cells
+from cellray.core.ranks import global_mean
+from cellray.core.sparse import dense
+from cellray.core.types import TARGET_SUM
+from cellray.nets.decoders import Decoder
+from cellray.nets.encoder import Encoder
+from cellray.nets.likelihoods import nb_log_likelihood, zinb_log_likelihood
 from cellray.nets.mlp import Dropout, Width
-from cellray.objectives.objective import Objective
-from cellray.objectives.ranks import global_mean
+from cellray.objectives.objective import Objective, Views
+
+LARGEST_LOGIT = 12.0
+"""Of the logarithm of expression per 10,000 counts, which is at most 9.2."""
+LEAST_WEIGHT = 1e-5
 
 
 class Masked(Objective):
-    """Mean squared error of a decoder on hidden entries, over all cells of the global batch.
+    """Error of a decoder on the targets, its mean over all targets of the global batch.
 
-    Beside ``loss`` it gives ``hidden_fraction`` and ``explained_variance``: 1 - squared error /
-    squared deviation from each gene's mean, over the rank's hidden entries. Predicting every
-    gene's mean gives 0, the truth 1.
+    Beside ``loss`` it gives ``target_fraction`` and ``explained_variance``: 1 - squared error /
+    squared deviation from each gene's mean, over the rank's targets, of log-normalised
+    expression. Predicting every gene's mean gives 0, the truth 1.
 
     Parameters
     ----------
-    encoder_dim
-        Size of the embedding D.
-    n_genes
-        Number of genes G.
+    encoder
+        What is trained.
     widths
         Units of the decoder's hidden layers.
     dropout
         Probability of zeroing a hidden unit of the decoder in training.
+    likelihood
+        ``mse``: squared error of log-normalised expression. ``nb`` and ``zinb``: negative
+        log-likelihood of the counts under (zero-inflated) negative binomials with a dispersion a
+        gene; a cell's library size is the offset of their means (Lopez et al. 2018).
+    weights
+        ``uniform``, or ``long_tail``: a target weighs its expression (Qi et al. 2025), since
+        there are about 1/v as many values v.
     """
 
-    n_views = 1
-    needs_hidden = True
+    needs_target = True
 
     def __init__(
         self,
-        encoder_dim: int,
-        n_genes: int,
+        encoder: Encoder,
         *,
         widths: tuple[Width, ...] = (256, 256, 512, 512),
         dropout: Dropout = 0.0,
+        likelihood: Literal["mse", "nb", "zinb"] = "mse",
+        weights: Literal["uniform", "long_tail"] = "uniform",
     ) -> None:
         super().__init__()
-        self.decoder = mlp_decoder(encoder_dim, widths, n_genes, dropout=dropout)
+        self.likelihood = likelihood
+        self.weights = weights
+        n_genes = encoder.n_genes
+        self.decoder = Decoder(
+            encoder.dim,
+            widths,
+            2 * n_genes if likelihood == "zinb" else n_genes,
+            n_batches=encoder.n_batches,
+            dropout=dropout,
+        )
+        self.log_dispersion_G = None if likelihood == "mse" else nn.Parameter(torch.zeros(n_genes))
 
-    def forward(
-        self, encoder: nn.Module, views: Sequence[tuple[Matrix, Tensor | None]], x_BG: Matrix
-    ) -> dict[str, Tensor]:
+    def forward(self, encoder: Encoder, views: Views, cells: Cells) -> dict[str, Tensor]:
         """Compute the loss and its monitors."""
-        ((view_BG, hidden_BG),) = views
-        assert hidden_BG is not None, "check_recipe refuses views that hide nothing"
-        true_BG = dense(x_BG)
-        predicted_BG = self.decoder(encoder(view_BG)).float()
-        # Products with the mask, not torch.where: on a CPU they take a fifth of the time.
-        error = ((predicted_BG - true_BG) * hidden_BG).square().sum()
-        with torch.no_grad():
-            count_G = hidden_BG.sum(dim=0, dtype=torch.float32)
-            target_BG = true_BG * hidden_BG
-            mean_G = target_BG.sum(dim=0) / count_G.clamp(min=1)
-            spread = target_BG.sub_(mean_G).mul_(hidden_BG).square_().sum()
+        view_BG, target_BG = views[0]
+        assert target_BG is not None, "the learner refuses views that hide nothing"
+        true_BG = dense(cells.x_BG)
+        output_BG = self.decoder(encoder(view_BG, cells), cells).float()
+        if self.log_dispersion_G is None:
+            # Products with the mask, not torch.where: on a CPU they take a fifth of the time.
+            loss_BG = ((output_BG - true_BG) * target_BG).square()
+            error = loss_BG.detach().sum()
+        else:
+            output_BG, *dropout_BG = output_BG.chunk(2 if self.likelihood == "zinb" else 1, dim=1)
+            output_BG = output_BG.clamp(max=LARGEST_LOGIT)
+            log_mean_BG = output_BG + (cells.totals_B.clamp(min=1) / TARGET_SUM).log()[:, None]
+            fit = zinb_log_likelihood if dropout_BG else nb_log_likelihood
+            counts_BG = dense(cells.counts_BG)
+            loss_BG = -fit(counts_BG, log_mean_BG, self.log_dispersion_G.exp(), *dropout_BG)
+            loss_BG = loss_BG * target_BG
+            with torch.no_grad():
+                seen_BG = (-dropout_BG[0]).sigmoid() if dropout_BG else 1.0
+                predicted_BG = (output_BG.exp() * seen_BG).log1p()
+                error = ((predicted_BG - true_BG) * target_BG).square().sum()
+        count_G = target_BG.sum(dim=0, dtype=torch.float32)
+        count = count_G.sum()
+        wanted_BG = true_BG * target_BG
+        if self.weights == "long_tail":
+            weight_BG = (wanted_BG + LEAST_WEIGHT) * target_BG
+            loss = global_mean((loss_BG * weight_BG).sum(), weight_BG.sum())
+        else:
+            loss = global_mean(loss_BG.sum(), count)
+        mean_G = wanted_BG.sum(dim=0) / count_G.clamp(min=1)
+        spread = wanted_BG.sub_(mean_G).mul_(target_BG).square_().sum()
         return {
-            "loss": global_mean(error, count_G.sum()),
-            "hidden_fraction": count_G.sum() / hidden_BG.numel(),
-            "explained_variance": 1 - error.detach() / spread.clamp(min=1e-12),
+            "loss": loss,
+            "target_fraction": count / target_BG.numel(),
+            "explained_variance": 1 - error / spread.clamp(min=1e-12),
         }

@@ -4,19 +4,21 @@ Shape suffixes: B cells of this rank, A = 2B anchors, C candidates (the anchors 
 G genes, P projection.
 """
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from cellray.core.sparse import Matrix
+from cellray.core.cells import Cells
+from cellray.core.ranks import gather_with_grad, rank
+from cellray.nets.encoder import Encoder
 from cellray.nets.heads import projector
 from cellray.nets.mlp import Width
-from cellray.objectives.objective import Objective
-from cellray.objectives.ranks import gather_with_grad, rank
+from cellray.objectives.objective import Objective, Views
+
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SimCLR(Objective):
@@ -28,10 +30,8 @@ class SimCLR(Objective):
 
     Parameters
     ----------
-    encoder_dim
-        Size of the embedding.
-    n_genes
-        Number of genes; the projector does not need it.
+    encoder
+        What is trained.
     temperature
         Divides the cosine similarities; above 0. Lower weighs the nearest negatives more.
     widths
@@ -39,28 +39,23 @@ class SimCLR(Objective):
     """
 
     n_views = 2
-    needs_hidden = False
 
     def __init__(
         self,
-        encoder_dim: int,
-        n_genes: int,
+        encoder: Encoder,
         *,
-        temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.5,
+        temperature: Temperature = 0.5,
         widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (64, 64),
     ) -> None:
         super().__init__()
-        del n_genes
         self.temperature = temperature
-        self.projector = projector(encoder_dim, widths)
+        self.projector = projector(encoder.dim, widths)
 
-    def forward(
-        self, encoder: nn.Module, views: Sequence[tuple[Matrix, Tensor | None]], x_BG: Matrix
-    ) -> dict[str, Tensor]:
+    def forward(self, encoder: Encoder, views: Views, cells: Cells) -> dict[str, Tensor]:
         """Compute the loss and its monitors."""
-        del x_BG
         first_BP, second_BP = (
-            F.normalize(self.projector(encoder(view_BG)).float(), dim=1) for view_BG, _ in views
+            F.normalize(self.projector(encoder(view_BG, cells)).float(), dim=1)
+            for view_BG, _ in views
         )
         return nt_xent(first_BP, second_BP, temperature=self.temperature)
 

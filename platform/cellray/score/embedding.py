@@ -8,8 +8,7 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 
 from cellray.core.errors import CellrayError
-
-TARGET_SUM = 10_000
+from cellray.core.types import TARGET_SUM
 
 
 def log_normalise(counts: csr_matrix[Any]) -> csr_matrix[np.float32]:

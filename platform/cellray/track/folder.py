@@ -49,6 +49,7 @@ def save_model(learner: Learner, folder: str | Path, *, facts: Mapping[str, Any]
     document = {
         "format": FORMAT,
         "cellray_version": cellray.__version__,
+        "batches": list(learner.batches),
         **facts,
         "sha256": sealed,
     }
@@ -71,7 +72,8 @@ def load_model(folder: str | Path) -> Learner:
         if file_digest(folder / name) != facts["sha256"].get(name):
             raise CellrayError(f"{name} in {folder} is not the file that was registered", MEND)
     recipe = Recipe.of(yaml.safe_load((folder / RECIPE).read_bytes()))
-    learner = Learner.of(recipe, (folder / GENES).read_bytes().decode().split("\n")[:-1])
+    genes = (folder / GENES).read_bytes().decode().split("\n")[:-1]
+    learner = Learner.of(recipe, genes, batches=facts.get("batches", ()))
     try:
         safetensors.torch.load_model(learner, str(folder / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:

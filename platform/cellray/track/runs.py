@@ -84,6 +84,12 @@ def log_document(run_id: str, name: str, document: Mapping[str, Any]) -> None:
 
 
 @store_errors()
+def tag_run(run_id: str, name: str, value: str) -> None:
+    """Set a tag of the run."""
+    client().set_tag(run_id, name, value)
+
+
+@store_errors()
 def finish_run(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
     """End a run."""
     client().set_terminated(run_id, status=status)

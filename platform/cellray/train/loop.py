@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,15 +14,20 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cellray.atlas.plan import Plan
 from cellray.core.errors import CellrayError
+from cellray.core.ranks import gather_with_grad
 from cellray.core.recipe import Recipe
 from cellray.core.seeds import seed_of
 from cellray.core.types import Rows
 from cellray.learn.batch import Batch
 from cellray.learn.learner import Learner
+from cellray.score import collapse
 from cellray.train.checkpoint import State
 from cellray.train.parallel import autocast, rank_mean
 
 Record = dict[str, float]
+
+MONITORED_CELLS = 2048
+"""Held-out cells whose embeddings are watched, over all ranks."""
 
 
 class Report(Protocol):
@@ -106,7 +112,8 @@ class Loop:
         )
         self.optimizer.step()
         self.schedule.step()
-        self.learner.objective.after_step()
+        progress = (self.state.step + 1) / self.plan.steps
+        self.learner.objective.after_step(self.learner.encoder, progress)
         full = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return {name: value.detach() for name, value in parts.items()} | {"grad_norm": full}
 
@@ -117,8 +124,14 @@ class Loop:
         batch = batch.to(self.device)
         counts_BG = batch.counts(self.columns, n_genes=len(self.learner.genes))
         with autocast(self.recipe.train.precision, self.device):
-            parts: dict[str, Tensor] = module(counts_BG, batch.totals(), batch.cells_B, epoch)
+            parts: dict[str, Tensor] = module(
+                counts_BG, batch.totals(), batch.cells_B, epoch, self._batch_codes(batch)
+            )
         return parts
+
+    def _batch_codes(self, batch: Batch) -> Tensor | None:
+        key = self.recipe.data.batch_key
+        return None if key is None else batch.obs[key].to(torch.int64)
 
     def _record(self, sums: Mapping[str, Tensor], count: int) -> Record:
         means = rank_mean(torch.stack([value.float() for value in sums.values()])) / count
@@ -139,6 +152,7 @@ class Loop:
             records[-1] |= {"validation_loss": loss}
             self.state.stale = 0 if loss < self.state.best else self.state.stale + 1
             self.state.best = min(self.state.best, loss)
+            records[-1] |= self.monitors()
         records[-1] |= {"epoch": float(epoch)}
         return summary
 
@@ -150,6 +164,24 @@ class Loop:
         self.learner.eval()
         losses = [self._forward(self.learner, rows, 0)["loss"].float() for rows in self.validation]
         return float(rank_mean(torch.stack(losses).mean()))
+
+    @torch.no_grad()
+    def monitors(self) -> Record:
+        """Say whether embeddings of the held-out cells still differ (`cellray.score.collapse`)."""
+        pairs = []
+        for rows in self.validation[: max(1, MONITORED_CELLS // self.plan.batch_size)]:
+            batch = Batch.of(rows).to(self.device)
+            counts_BG = batch.counts(self.columns, n_genes=len(self.learner.genes))
+            with autocast(self.recipe.train.precision, self.device):
+                pair = self.learner.embed_pair(counts_BG, batch.totals(), batch.cells_B)
+            pairs.append([gather_with_grad(z_BD).cpu().numpy() for z_BD in pair])
+        z_ND, view_ND = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        return {
+            "embedding_std": collapse.embedding_std(z_ND),
+            "effective_rank": collapse.effective_rank(z_ND),
+            "alignment": collapse.alignment(z_ND, view_ND),
+            "uniformity": collapse.uniformity(z_ND),
+        }
 
     def _checkpoint_due(self) -> bool:
         every = self.recipe.train.checkpoint_every

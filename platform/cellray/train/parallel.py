@@ -7,9 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
+from cellray.core.ranks import world_size
 from cellray.learn.learner import Learner
 
 
@@ -27,17 +28,16 @@ def parallelise(
         for block in blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(learner, mesh=mesh)
+        register_fsdp_forward_method(learner, "embed_pair")
         return learner
     if world_size() == 1:
         return learner
+    # Buffers (queues, running statistics) are made of what all ranks gathered: they are equal.
     return DistributedDataParallel(
-        learner, device_ids=[device.index] if device.type == "cuda" else None
+        learner,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        forward_sync_buffers=False,
     )
-
-
-def world_size() -> int:
-    """Give the number of ranks; 1 outside a process group."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank_mean(values: Tensor) -> Tensor:

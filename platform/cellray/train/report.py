@@ -15,8 +15,11 @@ from cellray.atlas.selection import Selection
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.feed.source import train_dataset
+from cellray.score import collapse
 from cellray.track import runs
 
+COLLAPSED = "cellray.collapsed"
+"""Tag of a run whose embeddings are about one point or one line."""
 RETRY_SECONDS = (1, 2, 4, 8, 16, 32)
 
 logger = logging.getLogger(__name__)
@@ -62,6 +65,7 @@ class RunCallback(UserCallback):
         self._obs = obs
         self._matrices = matrices
         self._step = 0
+        self._collapsed = False
 
     def dataset(self) -> ray.data.Dataset:
         """Make the dataset from the last checkpoint's step on; Ray calls this at every start."""
@@ -87,8 +91,27 @@ class RunCallback(UserCallback):
         if checkpoint is not None:
             self._step = metrics[0]["step"]
         self._log(metrics[0]["records"])
+        self._flag(metrics[0]["records"])
         with self._ticker.open("a") as file:
             file.write(f"{metrics[0]['step']}\n")
+
+    def _flag(self, records: list[dict[str, float]]) -> None:
+        """Tag a run whose embeddings have collapsed, and take the tag back if they recover."""
+        judged = [one for one in records if "effective_rank" in one]
+        if not judged:
+            return
+        std, rank = judged[-1]["embedding_std"], judged[-1]["effective_rank"]
+        flagged = collapse.collapsed(std, rank)
+        if flagged != self._collapsed:
+            self._collapsed = flagged
+            runs.tag_run(self._run_id, COLLAPSED, str(flagged).lower())
+        if flagged:
+            logger.warning(
+                "embeddings have collapsed: standard deviation %.3g, effective rank %.3g; see "
+                "docs/methods/monitors.md",
+                std,
+                rank,
+            )
 
     def _log(self, records: list[dict[str, float]]) -> None:
         """Log to MLflow; a server that is away for a minute costs no record and no run."""

@@ -6,36 +6,29 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
-from numpy.typing import NDArray
 from ray.data import ExecutionOptions
 from ray.train.torch import TorchTrainer
 
-from cellray.atlas.choose import Choice, choose, validation_cells
-from cellray.atlas.genes import variable_genes
-from cellray.atlas.plan import spans_of
-from cellray.atlas.splits import TRAIN
 from cellray.atlas.storage import normalise
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.types import Progress
 from cellray.feed.session import ray_session
-from cellray.learn.batch import Batch
-from cellray.learn.learner import Learner, check_recipe
+from cellray.learn.learner import Learner
 from cellray.track import models, runs
 from cellray.track.store import tracking_uri
 from cellray.train.checkpoint import load_learner
 from cellray.train.report import RunCallback
+from cellray.train.setup import Setup, prepare
 from cellray.train.worker import train_worker
 
-VALIDATION_CELLS = 10_000
 JUDGED = ("validation_loss", "train_loss")
 POLL_SECONDS = "0.2"  # Ray's 2 s would hold every epoch of a small atlas back
 
@@ -63,61 +56,6 @@ class RunRef:
     version: int
     uri: str
     metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What follows from a recipe and an atlas before anything is trained."""
-
-    choice: Choice
-    validation_cells: NDArray[np.int64]
-    genes: tuple[str, ...]
-
-    def describe(self) -> dict[str, Any]:
-        """Give the plan, and what each epoch leaves out or repeats, for the run's record."""
-        plan = self.choice.plan
-        tails = {
-            epoch: [asdict(span) for span in spans_of(np.sort(plan.tail_positions(epoch)))]
-            for epoch in range(plan.epochs)
-        }
-        return {
-            **asdict(plan),
-            "steps": plan.steps,
-            "training_cells": self.choice.n_train,
-            "validation_cells": len(self.validation_cells),
-            "tail_cells": plan.tail_cells,
-            "tail_positions_by_epoch": tails,
-        }
-
-    def params(self) -> dict[str, str]:
-        """Say what an epoch holds and what it leaves out or repeats, for MLflow."""
-        plan = self.choice.plan
-        words = {"drop": "dropped", "pad": "repeated"}
-        return {
-            "epoch_cells": str(plan.n_cells),
-            f"epoch_cells_{words[plan.tail]}": str(plan.tail_cells),
-        }
-
-
-def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
-    """Split the cells, choose the genes and make the plan; refuse what cannot be trained."""
-    check_recipe(recipe)
-    data = recipe.data
-    for column in data.obs:
-        atlas.require_column(column)
-    for path in data.matrices:
-        atlas.require_matrix(path)
-    Batch.of(atlas.probe(obs=data.obs, matrices=data.matrices))  # refuses strings
-    choice = choose(recipe, atlas)
-    genes = atlas.genes
-    if data.genes is not None:
-        train = np.flatnonzero(choice.sides == TRAIN)
-        genes = variable_genes(atlas, train, data.genes, seed=recipe.seed)
-    validation = validation_cells(choice, atlas, VALIDATION_CELLS)
-    setup = Setup(choice, validation, tuple(genes.tolist()))
-    facts = ", ".join(f"{name}={value}" for name, value in setup.params().items())
-    logger.info("%d steps; %s", choice.plan.steps, facts)
-    return setup
 
 
 def pretrain(
@@ -196,7 +134,7 @@ def _fit(
             plan=setup.choice.plan,
             selection=setup.choice.selection,
             world=recipe.train.num_workers,
-            obs=recipe.data.obs,
+            obs=recipe.data.columns,
             matrices=recipe.data.matrices,
         )
         trainer = TorchTrainer(
@@ -205,6 +143,9 @@ def _fit(
                 "recipe": recipe,
                 "plan": setup.choice.plan,
                 "genes": setup.genes,
+                "batches": setup.batches,
+                "sets": setup.sets,
+                "initial": setup.initial,
                 "atlas": atlas.url,
                 "validation": setup.validation_cells,
             },
@@ -232,7 +173,7 @@ def _fit(
         with _following(ticker, setup.choice.plan.steps, progress):
             result = trainer.fit()
     checkpoint, report = _best(result)
-    learner = Learner.of(recipe, setup.genes)
+    learner = setup.learner(recipe)
     with checkpoint.as_directory() as folder:
         load_learner(Path(folder), learner)
     last = report["records"][-1]

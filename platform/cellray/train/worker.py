@@ -34,8 +34,9 @@ def train_worker(config: Mapping[str, Any]) -> None:
     Parameters
     ----------
     config
-        ``recipe`` and ``plan``, ``genes`` of the model, the ``atlas``'s URL and the
-        ``validation`` cells (int64, sorted).
+        ``recipe`` and ``plan``; ``genes``, ``batches`` and gene ``sets`` of the model, and the
+        ``initial`` weights or None; the
+        ``atlas``'s URL and the ``validation`` cells (int64, sorted).
     """
     recipe: Recipe = config["recipe"]
     plan: Plan = config["plan"]
@@ -44,7 +45,10 @@ def train_worker(config: Mapping[str, Any]) -> None:
     device = ray.train.torch.get_device()
     atlas = Atlas.open(config["atlas"])
 
-    learner = Learner.of(recipe, config["genes"]).to(device)
+    learner = Learner.of(recipe, config["genes"], batches=config["batches"], sets=config["sets"])
+    if config["initial"] is not None:
+        learner.load_state_dict(config["initial"])
+    learner = learner.to(device)
     module = parallelise(learner, recipe.train.strategy, device)
     optimizer = make_optimizer(learner, recipe.optim)
     loop: Loop = Loop(
@@ -53,7 +57,9 @@ def train_worker(config: Mapping[str, Any]) -> None:
         learner=learner,
         module=module,
         optimizer=optimizer,
-        schedule=make_schedule(optimizer, recipe.optim, plan.steps),
+        schedule=make_schedule(
+            optimizer, recipe.optim, plan.steps, steps_per_epoch=plan.steps_per_epoch
+        ),
         columns=torch.from_numpy(gene_columns(learner.genes, atlas.genes)).to(device),
         validation=validation_share(
             atlas,
@@ -61,7 +67,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
             plan.batch_size,
             rank,
             world,
-            obs=recipe.data.obs,
+            obs=recipe.data.columns,
             matrices=recipe.data.matrices,
         ),
         report=lambda records, summary: _report(loop, records, summary),

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from cellray.core.cells import Cells
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
-from cellray.learn.learner import Learner, check_recipe, normalise
+from cellray.learn.build import check_recipe
+from cellray.learn.learner import Learner, normalise
 
 GENES = [f"g{i}" for i in range(30)]
 SMALL = {"encoder": {"name": "mlp", "widths": [16], "dim": 8}}
@@ -59,20 +61,20 @@ def test_parameters_follow_from_the_recipes_seed_alone():
 
 def test_a_cells_view_follows_from_seed_epoch_draw_and_cell():
     made, x, cells = learner(), torch.rand(12, 30) + 1, torch.arange(12)
-    view, hidden = made.view(x, cells, epoch=2, draw=0)
+    view, hidden = made.view(Cells.of(x), cells, epoch=2, draw=0)
     back = torch.arange(11, -1, -1)
-    again, hidden_again = made.view(x[back], cells[back], epoch=2, draw=0)
+    again, hidden_again = made.view(Cells.of(x[back]), cells[back], epoch=2, draw=0)
     assert torch.equal(again[back], view)
     assert torch.equal(hidden_again[back], hidden)
     for change in ({"epoch": 3, "draw": 0}, {"epoch": 2, "draw": 1}):
-        assert not torch.equal(made.view(x, cells, **change)[1], hidden)
-    assert not torch.equal(learner(seed=9).view(x, cells, epoch=2, draw=0)[1], hidden)
+        assert not torch.equal(made.view(Cells.of(x), cells, **change)[1], hidden)
+    assert not torch.equal(learner(seed=9).view(Cells.of(x), cells, epoch=2, draw=0)[1], hidden)
 
 
 def test_views_follow_one_another_and_hide_their_union():
     mask = {"name": "random_mask", "fraction": 0.3}
     made, x, cells = learner(views=[mask, mask]), torch.rand(400, 30) + 1, torch.arange(400)
-    view, hidden = made.view(x, cells, epoch=0, draw=0)
+    view, hidden = made.view(Cells.of(x), cells, epoch=0, draw=0)
     assert hidden.float().mean().item() == pytest.approx(1 - 0.7**2, abs=0.02)
     assert not view[hidden].any()
     torch.testing.assert_close(view[~hidden], x[~hidden] / 0.7**2)
@@ -83,7 +85,7 @@ def test_hidden_counts_never_reach_the_encoder():
     cells, totals = torch.arange(12), x.sum(1)
     seen = []
     made.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
-    hidden = made.view(normalise(x, totals), cells, epoch=0, draw=0)[1]
+    hidden = made.view(Cells.of(normalise(x, totals)), cells, epoch=0, draw=0)[1]
     for changed in (x, torch.where(hidden, x + 50, x)):  # the library sizes stay as measured
         made(changed, totals, cells, 0)
     assert torch.equal(seen[0], seen[1])
@@ -128,7 +130,7 @@ def test_masked_prediction_of_unseen_cells_beats_the_genes_means():
             optimizer.step()
     out = made.eval()(counts[500:], totals[500:], cells[500:], 0)
     x = normalise(counts, totals)
-    _, hidden = made.view(x[500:], cells[500:], epoch=0, draw=0)
+    _, hidden = made.view(Cells.of(x[500:]), cells[500:], epoch=0, draw=0)
     at_mean = (x[500:] - x[:500].mean(0))[hidden].square().mean()
     assert out["loss"] < 0.7 * at_mean
     assert out["explained_variance"] > 0.25

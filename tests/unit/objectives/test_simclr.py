@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
+from cellray.core.cells import Cells
 from cellray.core.errors import CellrayError
 from cellray.core.parts import Part, build_part
+from cellray.nets.mlp import MLP
 from cellray.objectives.simclr import SimCLR, nt_xent
 from cellray.objectives.table import OBJECTIVES
 
@@ -77,9 +78,10 @@ def test_equal_views_far_from_all_others_cost_nothing_at_low_temperature():
 
 def test_views_are_projected_to_the_unit_sphere():
     torch.manual_seed(0)
-    objective, encoder = SimCLR(6, 20, temperature=0.3), nn.Linear(20, 6)
+    encoder = MLP(20, 0, widths=(), dim=6)
+    objective = SimCLR(encoder, temperature=0.3)
     views = [torch.rand(12, 20), torch.rand(12, 20)]
-    out = objective(encoder, [(view, None) for view in views], views[0])
+    out = objective(encoder, [(view, None) for view in views], Cells.of(views[0]))
     z = [objective.projector(encoder(view)).detach().numpy() for view in views]
     z = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in z]
     assert out["loss"].item() == pytest.approx(numpy_nt_xent(*z, 0.3), rel=1e-5)
@@ -96,4 +98,4 @@ def test_similarities_keep_float32_under_autocast():
 def test_temperatures_that_are_none_are_refused(temperature):
     part = Part(name="simclr", temperature=temperature)
     with pytest.raises(CellrayError, match="temperature"):
-        build_part("objective", OBJECTIVES, part, 8, 10)
+        build_part("objective", OBJECTIVES, part, MLP(10, 0))

@@ -12,20 +12,35 @@ from cellray.core.recipe import Recipe
 from cellray.core.sparse import Sparse
 from cellray.learn.learner import Learner
 from cellray.learn.optim import make_optimizer
+from cellray.objectives.table import OBJECTIVES
 from cellray.train.parallel import parallelise
 
 WORLD, CELLS, GENES = 2, 24, 90
-PAIRS = [(name, strategy) for name in ("masked", "simclr") for strategy in ("ddp", "fsdp")]
+SMALL = {
+    "byol": {"hidden": 16, "dim": 8},
+    "moco": {"queue": 32, "prototypes": 4},
+    "mvc": {"width": 16},
+    "nnclr": {"bank": 32},
+}
+OPTIM = {"masked": {}, "simclr": {}, "barlow_twins": {"name": "lars", "lr": 0.1}}
+MLP = {"name": "mlp", "widths": [16], "dim": 8, "dropout": 0}
+TOKENS = {"name": "transformer", "width": 16, "layers": 1, "heads": 2, "n_tokens": 16, "dropout": 0}
+# DDP of all objectives is tested in tests/contracts/test_ranks.py.
+SHARDED = sorted(name for name in OBJECTIVES if OBJECTIVES[name].shardable)
+PAIRS = [("masked", "ddp"), ("simclr", "ddp"), *((name, "fsdp") for name in SHARDED)]
 
 
 def make(name):
     recipe = Recipe.of(
         {
-            "objective": {"name": name},
-            "encoder": {"name": "mlp", "widths": [16], "dim": 8, "dropout": 0},
+            "objective": {"name": name} | SMALL.get(name, {}),
+            "encoder": TOKENS if OBJECTIVES[name].needs_tokens else MLP,
+            # Before batch norm some gradients are nothing but rounding, and AdamW makes whole
+            # steps of them.
+            "optim": OPTIM.get(name, {"name": "sgd", "lr": 1e-4}),
         }
     )
-    return Learner.of(recipe, [f"g{i}" for i in range(GENES)])
+    return Learner.of(recipe, [f"g{i}" for i in range(GENES)], batches=("a", "b"))
 
 
 def train(learner, module, rows, *, sparse):
@@ -40,9 +55,10 @@ def train(learner, module, rows, *, sparse):
     losses = []
     for epoch in range(2):
         optimizer.zero_grad()
-        loss = module(counts, totals, cells, epoch)["loss"]
+        loss = module(counts, totals, cells, epoch, cells % 3 - 1)["loss"]
         loss.backward()
         optimizer.step()
+        learner.objective.after_step(learner.encoder, (epoch + 1) / 2)
         losses.append(loss.detach())
     return torch.stack(losses)
 
@@ -62,7 +78,8 @@ def in_rank(rank, folder):
         for name, strategy in PAIRS:
             learner = make(name)
             module = parallelise(learner, strategy, torch.device("cpu"))
-            losses = train(learner, module, slice(rank, None, WORLD), sparse=True)
+            rows = slice(rank * CELLS // WORLD, (rank + 1) * CELLS // WORLD)
+            losses = train(learner, module, rows, sparse=True)
             dist.all_reduce(losses)
             found[name, strategy] = (losses / WORLD, parameters(learner))
         torch.save(found, f"{folder}/{rank}.pt")

@@ -9,7 +9,8 @@ from cellray.atlas.store import Atlas
 from cellray.atlas.write import ingest
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
-from cellray.train.run import prepare, wants_gpu
+from cellray.train.run import wants_gpu
+from cellray.train.setup import prepare
 
 SMALL = Recipe().with_(["data.batch_size=16", "data.slab_batches=2", "train.epochs=5"])
 

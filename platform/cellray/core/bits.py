@@ -113,8 +113,12 @@ def uniform(key_B: Tensor, n_genes: int, stream: int = 0) -> Tensor:
     Tensor
         Shape (B, G), float32 in [0, 1), a multiple of 2**-24.
     """
-    top_BG = random_bits(key_B, n_genes, stream).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
-    return top_BG.to(torch.float32).mul_(2.0**-24)
+    return _unit_(random_bits(key_B, n_genes, stream))
+
+
+def uniform_at(key_B: Tensor, x_BG: Sparse, stream: int = 0) -> Tensor:
+    """Draw the numbers of `uniform` for the stored entries only, shape (nnz,), float32."""
+    return _unit_(random_bits_at(key_B, x_BG, stream))
 
 
 def bernoulli(key_B: Tensor, n_genes: int, probability: float, stream: int = 0) -> Tensor:
@@ -138,6 +142,75 @@ def bernoulli(key_B: Tensor, n_genes: int, probability: float, stream: int = 0) 
 def bernoulli_at(key_B: Tensor, x_BG: Sparse, probability: float, stream: int = 0) -> Tensor:
     """Draw the events of `bernoulli` for the stored entries only, shape (nnz,), bool."""
     return random_bits_at(key_B, x_BG, stream) < _threshold(probability)
+
+
+def normal(key_B: Tensor, n_genes: int, stream: int = 0) -> Tensor:
+    """Draw standard normal numbers that follow from the cells' keys (Box and Muller 1958).
+
+    Parameters
+    ----------
+    key_B
+        One key a cell, shape (B,), int64.
+    n_genes
+        Numbers of a cell.
+    stream
+        Number of the draw; it takes the streams ``2 * stream`` and ``2 * stream + 1`` of `uniform`.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, n_genes), float32.
+    """
+    radius = (-2 * (1 - uniform(key_B, n_genes, 2 * stream)).log()).sqrt()
+    return radius * torch.cos(2 * torch.pi * uniform(key_B, n_genes, 2 * stream + 1))
+
+
+def integers(key_B: Tensor, high: int, stream: int = 0) -> Tensor:
+    """Draw a whole number below `high` for every cell.
+
+    Parameters
+    ----------
+    key_B, stream
+        As for `random_bits`.
+    high
+        At least 1; each number comes with the same probability to ``high / 2**32``.
+
+    Returns
+    -------
+    Tensor
+        Shape (B,), int64.
+    """
+    words_B = random_bits(key_B, 1, stream)[:, 0].to(torch.int64) & 0xFFFFFFFF
+    return (words_B * high) >> 32
+
+
+def choose(key_B: Tensor, n: int, count: int, stream: int = 0) -> Tensor:
+    """Draw `count` of `n` things without replacement for every cell.
+
+    Parameters
+    ----------
+    key_B, stream
+        As for `random_bits`.
+    n
+        Things, fewer than 2**24.
+    count
+        How many a cell gets, at most `n`.
+
+    Returns
+    -------
+    Tensor
+        Numbers of the things, shape (B, count), int64, in random order.
+    """
+    words = random_bits(key_B, n, stream).to(torch.int64) << 24
+    # The number in the low bits breaks ties alike on every device.
+    ordered = words | torch.arange(n, device=key_B.device)
+    return ordered.topk(count, dim=1, largest=False).values & 0xFFFFFF
+
+
+def _unit_(bits: Tensor) -> Tensor:
+    """Turn 32 bits into a number in [0, 1) by the upper 24; `bits` is overwritten."""
+    top = bits.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
+    return top.to(torch.float32).mul_(2.0**-24)
 
 
 def _threshold(probability: float) -> int:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy import stats
 
+from cellray.core import bits
+from cellray.core.bits import bernoulli, bernoulli_at, keys, random_bits, random_bits_at, uniform
 from cellray.core.seeds import seed_of
 from cellray.core.sparse import Sparse
-from cellray.views import bits
-from cellray.views.bits import bernoulli, bernoulli_at, keys, random_bits, random_bits_at, uniform
 
 M32, M64 = (1 << 32) - 1, (1 << 64) - 1
 CELLS = torch.arange(300)
@@ -130,6 +130,29 @@ def test_stored_entries_get_the_bits_of_their_cell_and_gene(monkeypatch, cached,
 def test_more_genes_leave_the_first_ones_as_they_are():
     key = keys(0, 0, 0, CELLS)
     assert torch.equal(random_bits(key, 100), random_bits(key, 257)[:, :100])
+
+
+def test_normal_numbers_by_kolmogorov_smirnov_and_their_moments():
+    values = bits.normal(keys(0, 0, 0, CELLS), 700).double()
+    assert stats.kstest(values.ravel().numpy(), "norm").pvalue > 1e-3
+    n = values.numel()
+    assert abs(values.mean()) < 4 / np.sqrt(n)
+    assert abs(values.var() - 1) < 4 * np.sqrt(2 / n)
+    assert values.abs().max() < 5.8  # 24 bits go no further
+    for dim in (0, 1):
+        product = values.narrow(dim, 1, values.shape[dim] - 1) * values.narrow(
+            dim, 0, values.shape[dim] - 1
+        )
+        assert abs(product.mean()) < 4 / np.sqrt(product.numel())
+
+
+def test_normal_numbers_follow_from_the_cell_and_differ_between_streams():
+    key = keys(0, 0, 0, CELLS)
+    drawn = bits.normal(key, 50)
+    assert torch.equal(bits.normal(key[7:9], 50), drawn[7:9])
+    other = bits.normal(key, 50, stream=1)
+    r = torch.corrcoef(torch.stack([drawn.ravel(), other.ravel()]))[0, 1]
+    assert abs(r) < 4 / np.sqrt(drawn.numel())
 
 
 def test_no_two_cells_share_a_key():

@@ -39,9 +39,9 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     total
         This rank's sum, a scalar with gradients.
     count
-        How many entries it sums; when no rank has any, the mean is zero.
+        How many entries it sums, or their weights; when no rank has any, the mean is zero.
     """
-    return total * world_size() / global_count(count).clamp(min=1)
+    return total * world_size() / global_count(count).clamp(min=1e-30)
 
 
 def gather_with_grad(x_BD: Tensor) -> Tensor:
@@ -76,3 +76,29 @@ class _Gather(torch.autograd.Function):
         total_ND = grads[0].contiguous().clone()
         dist.all_reduce(total_ND)
         return total_ND.chunk(world_size())[rank()]
+
+
+def sum_ranks(x: Tensor) -> Tensor:
+    """Add up a tensor over the ranks; what all ranks make of it flows back to each."""
+    if world_size() == 1:
+        return x
+    total: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    """An all-reduce whose backward pass is one too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
+        del ctx
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
+        del ctx
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total

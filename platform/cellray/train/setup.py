@@ -1,0 +1,196 @@
+"""What follows from a recipe and an atlas before anything is trained."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cellray.atlas.choose import Choice, choose, validation_cells
+from cellray.atlas.genes import variable_genes
+from cellray.atlas.naming import named_table
+from cellray.atlas.plan import spans_of
+from cellray.atlas.splits import TRAIN
+from cellray.atlas.store import Atlas
+from cellray.core.errors import CellrayError
+from cellray.core.genes import SETS, Genes, GeneSets
+from cellray.core.genesets import match_gene_sets, read_gene_sets
+from cellray.core.recipe import Recipe
+from cellray.learn.adapt import Overlap
+from cellray.learn.batch import Batch
+from cellray.learn.build import check_recipe
+from cellray.learn.embed import gene_columns
+from cellray.learn.learner import Learner, normalise
+from cellray.track import models
+
+VALIDATION_CELLS = 10_000
+SAMPLE_CELLS = 2_048
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What follows from a recipe and an atlas before anything is trained."""
+
+    choice: Choice
+    validation_cells: NDArray[np.int64]
+    genes: tuple[str, ...]
+    batches: tuple[str, ...] = ()
+    sets: Mapping[str, GeneSets] = field(default_factory=dict)
+    initial: Mapping[str, Tensor] | None = None
+    overlap: Overlap | None = None
+
+    def learner(self, recipe: Recipe) -> Learner:
+        """Build the learner that training begins with."""
+        learner = Learner.of(recipe, self.genes, batches=self.batches, sets=self.sets)
+        if self.initial is not None:
+            learner.load_state_dict(self.initial)
+        return learner
+
+    def describe(self) -> dict[str, Any]:
+        """Give the plan, and what each epoch leaves out or repeats, for the run's record."""
+        plan = self.choice.plan
+        tails = {
+            epoch: [asdict(span) for span in spans_of(np.sort(plan.tail_positions(epoch)))]
+            for epoch in range(plan.epochs)
+        }
+        return {
+            **asdict(plan),
+            "steps": plan.steps,
+            "training_cells": self.choice.n_train,
+            "validation_cells": len(self.validation_cells),
+            "tail_cells": plan.tail_cells,
+            "tail_positions_by_epoch": tails,
+        }
+
+    def params(self) -> dict[str, str]:
+        """Say what an epoch holds and what it leaves out or repeats, for MLflow."""
+        plan = self.choice.plan
+        words = {"drop": "dropped", "pad": "repeated"}
+        params = {
+            "epoch_cells": str(plan.n_cells),
+            f"epoch_cells_{words[plan.tail]}": str(plan.tail_cells),
+        }
+        if self.sets:
+            found = [f"{path}: {sets}" for path, sets in self.sets.items()]
+            params["gene_sets_matched"] = "; ".join(found)
+        if self.overlap is not None:
+            params["init_genes_matched"] = f"{self.overlap.genes} of {self.overlap.of}"
+            params["init_weights_fresh"] = " ".join(self.overlap.fresh)
+        return params
+
+
+def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
+    """Split the cells, choose the genes and make the plan; refuse what cannot be trained."""
+    check_recipe(recipe)
+    files = dict.fromkeys(part.settings[SETS] for part in recipe.views if SETS in part.settings)
+    sets_read = {path: read_gene_sets(path) for path in files}
+    data = recipe.data
+    for column in data.columns:
+        atlas.require_column(column)
+    for path in data.matrices:
+        atlas.require_matrix(path)
+    Batch.of(atlas.probe(obs=data.columns, matrices=data.matrices))  # refuses strings
+    choice = choose(recipe, atlas)
+    genes = atlas.genes
+    if data.genes is not None:
+        train = np.flatnonzero(choice.sides == TRAIN)
+        genes = variable_genes(atlas, train, data.genes, seed=recipe.seed)
+    validation = validation_cells(choice, atlas, VALIDATION_CELLS)
+    batches = () if data.batch_key is None else _categories(atlas, data.batch_key)
+    sets = {path: _match(path, read, atlas, genes) for path, read in sets_read.items()}
+    check_recipe(recipe, Genes(tuple(genes.tolist()), sets))
+    setup = Setup(choice, validation, tuple(genes.tolist()), batches, sets)
+    check_memory(recipe, setup.learner(recipe))
+    setup = _begin(recipe, atlas, setup)
+    facts = ", ".join(f"{name}={value}" for name, value in setup.params().items())
+    logger.info("%d steps; %s", choice.plan.steps, facts)
+    return setup
+
+
+def _begin(recipe: Recipe, atlas: Atlas, setup: Setup) -> Setup:
+    """Give the weights and buffers that all workers start from, if not those of the seed."""
+    learner, overlap = setup.learner(recipe), None
+    if learner.encoder.needs_sample:
+        train = np.flatnonzero(setup.choice.sides == TRAIN)
+        batch = Batch.of(atlas.read_cells(train[:SAMPLE_CELLS]))  # the atlas is shuffled
+        columns = torch.from_numpy(gene_columns(setup.genes, atlas.genes))
+        counts_BG = batch.counts(columns, n_genes=len(setup.genes))
+        learner.encoder.fit(normalise(counts_BG, batch.totals()))
+    if recipe.init.model is not None:
+        overlap = learner.start_from(models.resolve(recipe.init.model).learner)
+        logger.info(
+            "started from %s: %d of %d genes, %d weights, %d begin anew",
+            recipe.init.model,
+            overlap.genes,
+            overlap.of,
+            len(overlap.tensors),
+            len(overlap.fresh),
+        )
+    elif not learner.encoder.needs_sample:
+        return setup
+    return replace(setup, initial=learner.state_dict(), overlap=overlap)
+
+
+def check_memory(recipe: Recipe, learner: Learner, *, limit: int | None = None) -> None:
+    """Refuse a batch whose training step cannot fit into this machine's memory.
+
+    What is counted is what must be there at once: weights, gradients and moments, and what the
+    encoder keeps of the batch's views for the backward pass.
+
+    Parameters
+    ----------
+    recipe
+        Its batch, and its workers, all of which may run here.
+    learner
+        What is trained.
+    limit
+        Bytes of memory; None takes the machine's, and checks nothing where workers run on GPUs or
+        on another cluster.
+
+    Raises
+    ------
+    CellrayError
+        More is needed than there is.
+    """
+    elsewhere = os.environ.get("RAY_ADDRESS", "local") != "local" or torch.cuda.is_available()
+    if limit is None and (elsewhere or recipe.train.accelerator == "gpu"):
+        return
+    cells, views = recipe.data.batch_size, learner.objective.n_views
+    activations = views * learner.encoder.activation_bytes(cells)
+    weights = sum(p.numel() * (4 if p.requires_grad else 1) for p in learner.parameters()) * 4
+    needed = activations + weights * recipe.train.num_workers
+    limit = psutil.virtual_memory().total if limit is None else limit
+    if needed > limit:
+        raise CellrayError(
+            f"a step of {cells:,} cells takes {needed / 2**30:,.1f} GiB of memory, "
+            f"{activations / 2**30:,.1f} of them in the encoder, and there are "
+            f"{limit / 2**30:,.1f}",
+            "set data.batch_size lower, or make the encoder smaller (encoder.n_tokens, "
+            "encoder.layers, encoder.width)",
+        )
+
+
+def _match(
+    path: str, sets: Mapping[str, tuple[str, ...]], atlas: Atlas, genes: NDArray[np.str_]
+) -> GeneSets:
+    """Find the genes of gene sets by any kind of name that the atlas's var holds."""
+    names = named_table("the atlas", atlas.var).names.values()
+    columns = gene_columns(genes, atlas.genes)
+    return match_gene_sets(path, sets, map(list, names), columns)
+
+
+def _categories(atlas: Atlas, column: str) -> tuple[str, ...]:
+    if not all(part.is_categorical(column) for part in atlas.parts):
+        raise CellrayError(
+            f"obs column '{column}' holds no categories, so it cannot be data.batch_key",
+            "name a column of names: a donor, a study",
+        )
+    return tuple(map(str, atlas.categories(column)))
