@@ -16,6 +16,8 @@ from cellray.learn.learner import Learner
 ROOT = Path(__file__).parents[2]
 
 spec = importlib.util.spec_from_file_location("methods", ROOT / "tests/benchmarks/methods.py")
+pytestmark = pytest.mark.slow
+
 methods = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(methods)
 

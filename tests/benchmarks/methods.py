@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -212,10 +211,8 @@ def measure(
         note("the same encoder, untrained", annotated(embedded(untrained, data), labels))
         note("scratch, fine-tuned", _few(untrained, data, seed))
         for name in names:
-            began = time.perf_counter()
             learner = train(name, seed, atlas)
-            seconds = time.perf_counter() - began
-            note(name, annotated(embedded(learner, data), labels) | {"seconds": seconds})
+            note(name, annotated(embedded(learner, data), labels))
             if name == "masked, 50 %":
                 note("masked, fine-tuned", _few(learner, data, seed))
         tokens = tiny_transformer(seed, atlas)
@@ -248,8 +245,8 @@ def page(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
         "macro F1 on five stratified 70/30 splits, mean over seeds "
         f"{', '.join(map(str, SEEDS))} with the range.",
         "",
-        "| method | kNN, k = 5 | linear probe | seconds |",
-        "| --- | --- | --- | --- |",
+        "| method | kNN, k = 5 | linear probe |",
+        "| --- | --- | --- |",
     ]
     few = []
     for row, scores in found.items():
@@ -259,10 +256,8 @@ def page(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
                 f"| {with_interval(scores['fine_tuned_0.1'])} |"
             )
             continue
-        seconds = f"{mean(scores['seconds']):.0f}" if "seconds" in scores else "-"
         lines.append(
-            f"| {row} | {with_interval(scores['knn'])} | {with_interval(scores['probe'])} "
-            f"| {seconds} |"
+            f"| {row} | {with_interval(scores['knn'])} | {with_interval(scores['probe'])} |"
         )
     lines += [
         "",

@@ -1,33 +1,21 @@
-"""The tables of an atlas: obs columns of many sources joined, shuffled and written one by one."""
+"""The tables of an atlas: obs columns of many sources joined and shuffled, one by one."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import anndata
 import numpy as np
 import pandas as pd
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from obstore.store import ObjectStore
 
 from cellray.atlas.counts import Source
-from cellray.atlas.storage import zarr_store
+from cellray.atlas.tables import Column, write_table
 from cellray.core.errors import CellrayError, suggest
-
-CHUNK = 1 << 16
-"""Rows of a column in one chunk."""
-
-CODECS = [ZstdCodec(), Crc32cCodec()]
-"""Of columns: packed, and closed with a checksum."""
 
 _EXACT = 1 << 53  # up to here float64 holds every whole number
 
 SOURCE, ROW, NAME = "cellray_source", "cellray_row", "cellray_name"
 """Columns of ours: the source's name, the row in it, and the name that the cell has there."""
-
-Column: TypeAlias = "pd.Categorical[Any] | NDArray[Any]"
 
 
 def choose_columns(sources: Sequence[Source], wanted: Sequence[str] | None) -> list[str]:
@@ -52,7 +40,7 @@ def choose_columns(sources: Sequence[Source], wanted: Sequence[str] | None) -> l
 
 
 def write_obs(
-    url: str,
+    store: ObjectStore,
     sources: Sequence[Source],
     source_names: Sequence[str],
     columns: Sequence[str],
@@ -62,7 +50,7 @@ def write_obs(
 
     Parameters
     ----------
-    url
+    store
         The atlas.
     sources, source_names
         The sources and their names.
@@ -95,10 +83,11 @@ def write_obs(
             np.strings.add(labels[source_of[rows]], "-"), row_of[rows].astype(labels.dtype)
         )
 
-    return write_table(f"{url}/obs", written(), [*columns, SOURCE, ROW, NAME], len(order), index)
+    names = [*columns, SOURCE, ROW, NAME]
+    return write_table(store, "obs", written(), names, len(order), index)
 
 
-def write_var(url: str, table: pd.DataFrame) -> bytes:
+def write_var(store: ObjectStore, table: pd.DataFrame) -> bytes:
     """Write the genes' table: its numbers, strings and categories; gives a digest."""
     kept = [
         str(name)
@@ -107,7 +96,7 @@ def write_var(url: str, table: pd.DataFrame) -> bytes:
     ]
     columns = ((name, join_column([table[name].array], [len(table)])) for name in kept)
     names = np.asarray(table.index, dtype=np.dtypes.StringDType())
-    return write_table(f"{url}/var", columns, kept, len(table), lambda rows: names[rows])
+    return write_table(store, "var", columns, kept, len(table), lambda rows: names[rows])
 
 
 def join_column(parts: Sequence[Any], sizes: Sequence[int]) -> Column:
@@ -191,91 +180,3 @@ def _holds(dtype: np.dtype[Any], columns: Sequence["pd.Series[Any] | pd.Index[An
 
 def _is_categorical(column: "pd.Series[Any]") -> bool:
     return isinstance(column.dtype, pd.CategoricalDtype)
-
-
-def write_table(
-    url: str,
-    columns: Iterable[tuple[str, Column]],
-    names: Sequence[str],
-    n_rows: int,
-    index: Callable[[slice], NDArray[Any]],
-) -> bytes:
-    """Write an AnnData dataframe column by column.
-
-    Parameters
-    ----------
-    url
-        Where.
-    columns
-        Names and columns, made as they are needed.
-    names
-        The same names, in order.
-    n_rows
-        Length of every column.
-    index
-        Gives the row names of a slice of rows.
-
-    Returns
-    -------
-    bytes
-        SHA-256 over the columns.
-    """
-    attributes = {
-        "encoding-type": "dataframe",
-        "encoding-version": "0.2.0",
-        "_index": "_index",
-        "column-order": list(names),
-    }
-    group = zarr.create_group(zarr_store(url, create=True), attributes=attributes, overwrite=True)
-    digest = hashlib.sha256()
-    for name, column in columns:
-        digest.update(f"{name}:{column.dtype}".encode())
-        if isinstance(column, np.ndarray) and column.dtype.kind == "T":
-            _write_strings(group, name, n_rows, column.__getitem__, digest)
-            continue
-        if isinstance(column, pd.Categorical):
-            digest.update("\x1f".join(map(str, column.categories)).encode())
-            digest.update(column.codes.astype(np.int32).tobytes())
-        else:
-            digest.update(column.tobytes())
-        write_element(group, name, column)
-    _write_strings(group, "_index", n_rows, index, digest)
-    return digest.digest()
-
-
-def write_element(group: zarr.Group, name: str, column: Column) -> None:
-    """Write a column as anndata encodes it."""
-    # anndata's own default, which it announces to change, is one chunk for a whole column.
-    with anndata.settings.override(auto_shard_zarr_v3=False), every_chunk():
-        settings = {"chunks": (CHUNK,), "compressors": CODECS}
-        anndata.io.write_elem(group, name, column, dataset_kwargs=settings)
-
-
-def every_chunk() -> AbstractContextManager[Any]:
-    """Write chunks of zeros too, so that a chunk that is gone can be told from them."""
-    context: AbstractContextManager[Any] = zarr.config.set({"array.write_empty_chunks": True})
-    return context
-
-
-def _write_strings(
-    group: zarr.Group,
-    name: str,
-    n_rows: int,
-    strings: Callable[[slice], NDArray[Any]],
-    digest: "hashlib._Hash",
-) -> None:
-    """Write strings a few chunks at a time, since they are large as Python objects."""
-    with every_chunk():
-        array = group.create_array(
-            name,
-            shape=(n_rows,),
-            dtype="string",
-            chunks=(min(CHUNK, n_rows),),
-            compressors=CODECS,
-        )
-    array.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
-    for start in range(0, n_rows, CHUNK):
-        rows = slice(start, min(start + CHUNK, n_rows))
-        values = strings(rows).astype(object)
-        digest.update("\x1f".join(values).encode())
-        array[rows] = values

@@ -10,19 +10,20 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-import zarr
 from numpy.typing import NDArray
+from obstore.store import ObjectStore
 
-from cellray.atlas.columns import write_element, write_obs, write_var
+from cellray.atlas.columns import write_obs, write_var
 from cellray.atlas.counts import Source
 from cellray.atlas.joining import Joined, moved_chunks
 from cellray.atlas.manifest import FORMAT, PartFacts
 from cellray.atlas.mishaps import full_disk
+from cellray.atlas.nodes import DICT, put_group
 from cellray.atlas.passes import Matrix, Share, write_matrix
 from cellray.atlas.staging import Stage
-from cellray.atlas.storage import object_store, zarr_store
+from cellray.atlas.storage import object_store
 from cellray.atlas.store import Atlas
-from cellray.atlas.stream import put_group
+from cellray.atlas.tables import write_element
 from cellray.core.seeds import generator
 from cellray.core.types import Progress
 
@@ -117,12 +118,13 @@ def write_part(
                     progress(what + suffix, done, contents.n_cells)
 
             written[matrix.path] = write_matrix(stage, matrix, order, budget, tick)
+        store = object_store(stage.url)
         digests = [bytes.fromhex(found.digest) for found in written.values()]
         digests += [
-            write_obs(stage.url, contents.sources, contents.names, contents.columns, order),
-            write_var(stage.url, contents.var),
+            write_obs(store, contents.sources, contents.names, contents.columns, order),
+            write_var(store, contents.var),
         ]
-        _write_features(stage.url, contents.matrices)
+        _write_features(store, contents.matrices)
     return PartFacts(
         path="",
         n_cells=contents.n_cells,
@@ -183,18 +185,14 @@ def _along(contents: Contents) -> list[Matrix]:
     ]
 
 
-def _write_features(url: str, matrices: dict[str, Joined]) -> None:
+def _write_features(store: ObjectStore, matrices: dict[str, Joined]) -> None:
     """Write the groups that hold what rides along, and the names of its columns."""
-    store = object_store(url)
-    attributes = {"encoding-type": "dict", "encoding-version": "0.1.0"}
     groups = {path.split("/")[0] for path in matrices}
     named = {path: joined.names for path, joined in matrices.items() if joined.names is not None}
     for group in sorted(groups | ({"uns", FEATURES} if named else set())):
-        put_group(store, group, attributes)
-    if named:
-        features = zarr.open_group(zarr_store(url, create=True), path=FEATURES, mode="r+")
-        for path, names in named.items():
-            write_element(features, path.replace("/", ":"), names.to_numpy(object))
+        put_group(store, group, DICT)
+    for path, names in named.items():
+        write_element(store, f"{FEATURES}/{path.replace('/', ':')}", names.to_numpy(object))
 
 
 def features_of(atlas: Atlas, path: str) -> "pd.Index[str] | None":

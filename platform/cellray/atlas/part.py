@@ -15,8 +15,6 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from cellray.atlas.columns import CHUNK as COLUMN_CHUNK
-from cellray.atlas.columns import Column
 from cellray.atlas.manifest import PartFacts
 from cellray.atlas.shards import CorruptChunkError, Layout, ShardReader
 from cellray.atlas.storage import (
@@ -28,6 +26,8 @@ from cellray.atlas.storage import (
     object_store,
     zarr_store,
 )
+from cellray.atlas.tables import CHUNK as COLUMN_CHUNK
+from cellray.atlas.tables import Column
 from cellray.core.copying import copy_runs
 from cellray.core.errors import CellrayError
 

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
 from cellray.atlas.counts import Chunks
+from cellray.atlas.nodes import put_group
 from cellray.atlas.shuffle import Piece, Spill
 from cellray.atlas.staging import Stage
 from cellray.atlas.storage import object_store
-from cellray.atlas.stream import Stream, put_group
+from cellray.atlas.stream import Stream
 from cellray.core.ahead import ahead
 from cellray.core.errors import CellrayError
 

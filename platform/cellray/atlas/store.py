@@ -19,11 +19,12 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from cellray.atlas.columns import Column, join_column
+from cellray.atlas.columns import join_column
 from cellray.atlas.manifest import FORMAT, Manifest, nodes_of, read_root
 from cellray.atlas.part import Part
 from cellray.atlas.read import Cost, Wanted, cost, dense_rows, sparse_rows
 from cellray.atlas.storage import is_remote, normalise, storage_errors
+from cellray.atlas.tables import Column
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.types import Rows, Span
 

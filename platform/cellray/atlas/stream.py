@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,8 +14,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 
 from cellray.atlas.journal import Journal
+from cellray.atlas.nodes import ROOT, put_json
 from cellray.atlas.shards import CAST, Layout, encode_chunk, join_chunks
-from cellray.atlas.staging import ROOT
 
 CHUNKS_PER_SHARD = 128
 SHARD_BYTES = 128 << 20
@@ -193,13 +192,3 @@ def put_array(
         codecs.insert(0, {"name": CAST, "configuration": cast})
         meta["data_type"] = declared.name
     put_json(store, path, meta)
-
-
-def put_group(store: ObjectStore, path: str, attributes: Mapping[str, Any]) -> None:
-    """Write the metadata of a group."""
-    put_json(store, path, {"zarr_format": 3, "node_type": "group", "attributes": attributes})
-
-
-def put_json(store: ObjectStore, path: str, meta: Mapping[str, Any]) -> None:
-    """Write the metadata of a node."""
-    obstore.put(store, f"{path}/{ROOT}", json.dumps(meta, indent=1).encode())

@@ -191,7 +191,9 @@ class NNCLR(Objective):
     ) -> None:
         super().__init__()
         self.temperature = temperature
-        self.projector = projector(encoder.dim, widths, norm=True)
+        # Normalised at its end, as in the paper: the predictor's batch norm leaves a bias there
+        # without gradient, and AdamW makes full steps of its rounding errors.
+        self.projector = projector(encoder.dim, widths, norm=True, norm_last=True)
         self.predictor = projector(widths[-1], (hidden, widths[-1]), norm=True)
         self.bank = Queue(bank, widths[-1])
 

@@ -31,8 +31,11 @@ def by_scipy(counts, log_means, dispersions):
 
 
 def test_nb_equals_scipy_in_float64():
-    found = nb_log_likelihood(*grid(torch.float64))
-    np.testing.assert_allclose(found.numpy(), by_scipy(*grid(torch.float64)), rtol=2e-5, atol=1e-8)
+    found = nb_log_likelihood(*grid(torch.float64)).numpy()
+    expected = by_scipy(*grid(torch.float64))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
+    within = np.broadcast_to(np.array(DISPERSIONS) < 1e5, found.shape)
+    np.testing.assert_allclose(found[within], expected[within], rtol=1e-7, atol=1e-8)
 
 
 def test_nb_keeps_its_digits_in_float32_at_any_dispersion():

@@ -229,6 +229,8 @@ def test_the_prototypes_find_clusters():
 
 def test_prototypes_add_their_contrast_to_the_loss(encoder, views):
     objective = MoCo(encoder, queue=16, prototypes=4, temperature=0.3, widths=(8, 5)).eval()
+    with torch.no_grad():  # a copy that is not the encoder
+        objective.target_projector[0].weight.add_(torch.randn(8, 6))
     out = run(objective, encoder, views)
     query = F.normalize(objective.projector(encoder(views[0][0])), dim=1)
     key = F.normalize(objective.target_projector(objective.target_encoder(views[1][0])), dim=1)
