@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from cellray.core.errors import CellrayError, suggest
 
+WHERE = {"view": "views.NUMBER", "part": "objective.parts.NUMBER"}
+"""Where a recipe has a kind of part, if not under its own name."""
+
 
 class Part(BaseModel):
     """One choice of a recipe: the name of a table's entry and its settings."""
@@ -75,7 +78,7 @@ def check_part(kind: str, table: Mapping[str, Callable[..., Any]], part: Part) -
     try:
         checked = model.model_validate(part.settings)
     except ValidationError as error:
-        where = "views.NUMBER" if kind == "view" else kind
+        where = WHERE.get(kind, kind)
         raise CellrayError(
             f"{kind} '{part.name}': {reason(error)}", f"change it with --set {where}.KEY=VALUE"
         ) from error

@@ -17,6 +17,9 @@ from cellray.core.types import Rows
 from cellray.learn.batch import Batch
 from cellray.learn.learner import Learner
 
+LARGEST_BYTES = 1 << 30
+"""Of what an encoder computes at a time."""
+
 
 def gene_columns(
     model_genes: Sequence[str] | NDArray[np.str_], genes: Sequence[str] | NDArray[np.str_]
@@ -81,7 +84,8 @@ def embed_rows(
     columns
         The model's column of each gene, from `gene_columns`.
     batch
-        Cells that are dense at a time; the result does not depend on it beyond rounding (1e-5).
+        Cells that are dense at a time, fewer for an encoder of which so many take more than 1 GiB;
+        the result does not depend on it beyond rounding (1e-5).
     device
         Where to compute.
 
@@ -91,6 +95,8 @@ def embed_rows(
         Shape (N, D), float32. Genes that the data lacks count as zero.
     """
     where = torch.from_numpy(columns).to(device)
+    one, two = (learner.encoder.activation_bytes(cells) for cells in (1, 2))
+    batch = max(1, min(batch, LARGEST_BYTES // max(1, two - one)))
     parts = []
     with torch.inference_mode():
         for start in range(0, len(rows), batch):

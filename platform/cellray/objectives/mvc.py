@@ -57,6 +57,7 @@ class MVC(Objective):
         from_token_BS = self.decoder(tokens.states_BSE).squeeze(2).float()
         query_BSD = self.query(tokens.genes_BSE.detach())
         from_cell_BS = (query_BSD @ tokens.z_BD[:, :, None]).squeeze(2).float()
+        from_cell_BS = from_cell_BS * encoder.dim**-0.5  # begins at about 1, whatever the width
         count = wanted_BS.sum(dtype=from_cell_BS.dtype)
         parts = {}
         for name, found_BS in (("token_loss", from_token_BS), ("cell_loss", from_cell_BS)):

@@ -61,7 +61,7 @@ class Sum(Objective):
             )
         self.weights = {part.name: part.weight for part in parts}
         self.parts = nn.ModuleDict(
-            {part.name: build_part("objective", OBJECTIVES, part, encoder) for part in parts}
+            {part.name: build_part("part", OBJECTIVES, part, encoder) for part in parts}
         )
         made = [cast("Objective", part) for part in self.parts.values()]
         self.n_views = max(part.n_views for part in made)

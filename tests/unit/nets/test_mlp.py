@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from cellray.nets.decoders import mlp_decoder
+from cellray.nets.decoders import Decoder
 from cellray.nets.heads import projector
 from cellray.nets.mlp import MLP, selu_layers
 
@@ -15,7 +15,7 @@ def linears(module):
 
 
 def test_default_layers_are_those_of_the_paper():
-    net = MLP(1000)
+    net = MLP(1000, 0)
     sizes = [(m.in_features, m.out_features) for m in linears(net)]
     assert sizes == [(1000, 512), (512, 512), (512, 256), (256, 256), (256, 64)]
     assert net.dim == 64
@@ -24,7 +24,7 @@ def test_default_layers_are_those_of_the_paper():
 
 
 def test_forward_equals_numpy():
-    net = MLP(7, widths=(5, 4), dim=3).eval()
+    net = MLP(7, 0, widths=(5, 4), dim=3).eval()
     x = torch.randn(6, 7, dtype=torch.float64)
     z = x.numpy()
     *hidden, last = linears(net.double())
@@ -36,7 +36,7 @@ def test_forward_equals_numpy():
 
 
 def test_blocks_hold_every_parameter_and_run_in_order():
-    net = MLP(20, widths=(8,), dim=4).eval()
+    net = MLP(20, 0, widths=(8,), dim=4).eval()
     x = torch.randn(3, 20)
     z = x
     for block in net.blocks:
@@ -61,7 +61,7 @@ def test_no_hidden_layer_is_a_linear_map():
 @pytest.mark.parametrize(
     ("net", "sizes"),
     [
-        (mlp_decoder(4, (6, 8), 30, dropout=0.2), [(4, 6), (6, 8), (8, 30)]),
+        (Decoder(4, (6, 8), 30, n_batches=0, dropout=0.2).layers, [(4, 6), (6, 8), (8, 30)]),
         (projector(4, (6, 5)), [(4, 6), (6, 5)]),
     ],
     ids=["decoder", "projector"],

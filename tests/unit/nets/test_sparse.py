@@ -88,13 +88,13 @@ def test_a_dense_input_is_multiplied_as_ever():
 @pytest.mark.parametrize("widths", [(), (16,), (16, 8)])
 def test_an_encoder_embeds_both_kinds_alike(widths):
     x, _ = drawn(9, 40, 0.2)
-    net = MLP(40, widths=widths, dim=4).eval()
+    net = MLP(40, 0, widths=widths, dim=4).eval()
     torch.testing.assert_close(net(x), net(x.dense()), rtol=1e-5, atol=1e-6)
 
 
 def test_names_and_first_weights_are_those_of_plain_layers():
     torch.manual_seed(0)
-    net = MLP(40, widths=(16,), dim=4)
+    net = MLP(40, 0, widths=(16,), dim=4)
     assert list(net.state_dict()) == [
         "blocks.0.0.weight",
         "blocks.0.0.bias",

@@ -43,7 +43,7 @@ def test_both_losses_equal_numpy(parts):
     )
     hidden = tokens.hidden_BS.numpy()
     from_token = selu_net(objective.decoder, states)[..., 0]
-    from_cell = (selu_net(objective.query, genes) * z[:, None]).sum(-1)
+    from_cell = (selu_net(objective.query, genes) * z[:, None]).sum(-1) / np.sqrt(z.shape[1])
     token_loss = ((from_token - values)[hidden] ** 2).mean()
     cell_loss = ((from_cell - values)[hidden] ** 2).mean()
     assert out["token_loss"].item() == pytest.approx(token_loss, rel=1e-5)
