@@ -309,3 +309,24 @@ def test_views_follow_from_their_key_and_say_what_they_hid(name):
     assert (also_hidden is None) == (hidden is None)
     if hidden is not None:
         assert torch.equal(also_hidden, hidden)
+
+
+@pairs
+def test_a_step_keeps_no_more_than_is_said(objective, encoder):
+    """A view costs what the encoder says; an objective, a few numbers a cell and gene or token."""
+    learner = make(objective, encoder)
+    known = {p.untyped_storage().data_ptr() for p in learner.parameters()}
+    kept = {}
+
+    def keep(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = (x, storage.nbytes())  # kept, so that no address comes twice
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        learner(*arguments(simulate()))
+    said = learner.objective.n_views * learner.encoder.activation_bytes(N_CELLS)
+    each = 128 if learner.objective.needs_tokens else 64
+    numbers = each * N_CELLS * (N_GENES + learner.encoder.dim)
+    assert sum(size for _, size in kept.values()) <= 1.1 * said + 4 * numbers
