@@ -46,6 +46,16 @@ def atlas_text(document: Mapping[str, Any]) -> str:
     )
 
 
+def parts_text(url: str, part_cells: Sequence[int]) -> str:
+    """Say how readers other than cellray see an atlas of several parts."""
+    last = len(part_cells) - 1
+    rest = "parts/1" if last == 1 else f"parts/1 to parts/{last}"
+    return (
+        f"anndata.io.read_zarr({url!r}) sees the first {part_cells[0]:,} cells; the others open in "
+        f"the same way at {rest} below it, and 'cellray embed --out FILE.h5ad' writes all\n"
+    )
+
+
 def plan_text(document: Mapping[str, Any]) -> str:
     """Lay out what `cellray.atlas.forecast.forecast` found."""
     plan, gets, read = document["plan"], document["gets"], document["bytes"]
@@ -62,7 +72,8 @@ def plan_text(document: Mapping[str, Any]) -> str:
         "bytes": f"{size(read['slab'])} a slab, {size(read['epoch'])} an epoch",
         "decoded": f"{document['amplification']:.2f} of what is wanted",
         "memory": f"{memory['slab']} a slab, {memory['share']} a worker's share of it; "
-        f"{memory['worker']} a worker, of it {memory['selection']} for weights and split",
+        f"{memory['worker']} a worker, of it {memory['selection']} for weights and split; the "
+        "model, its activations and Ray's object store come on top",
     }
     if "entropy" in document:
         bits = document["entropy"]

@@ -110,6 +110,10 @@ def user_error(error: BaseException) -> CellrayError | None:
         seen.add(id(found))
         if isinstance(found, CellrayError):
             return found
+        if isinstance(found, PermissionError) and found.filename:
+            return CellrayError(
+                f"{found.filename} may not be read or written", "check its permissions"
+            )
         queue += [found.__cause__, *(getattr(found, name, None) for name in WRAPPINGS)]
         queue += getattr(found, "worker_failures", {}).values()
     return None

@@ -1,5 +1,6 @@
 """``cellray ingest``, ``inspect`` and ``split``: atlases made, described, and split."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -126,16 +127,18 @@ def ingest(
             )
         seconds = time.monotonic() - began
         done = atlas.part_cells[-1]
-        few = [
+        notes = [
             f"only {one['genes_matched']:,} of the {one['genes']:,} genes of {one['name']} are in "
             "the atlas\n"
             for one in atlas.manifest.parts[-1].sources
             if one["genes_matched"] < one["genes"] / 2
         ]
-        text = "".join(few) + (
+        if append:
+            notes.append(answers.parts_text(atlas.url, atlas.part_cells))
+        text = "".join(notes) + (
             f"wrote {atlas.url}: {atlas.n_cells:,} cells x {atlas.n_genes:,} genes, {done:,} of "
             f"them in {seconds:.1f} s ({done / seconds:,.0f} cells/s)\n"
-            f"next: cellray inspect {out}"
+            f"next: cellray inspect {shlex.quote(out)}"
         )
         to.answer(describe(atlas) | {"seconds": seconds} if json else {}, text)
 
@@ -172,11 +175,12 @@ def inspect(
         from cellray.atlas.store import Atlas
 
         if plan:
-            from cellray.atlas.choose import choose
+            from cellray.atlas.choose import check_read, choose
             from cellray.atlas.forecast import forecast
 
             chosen = recipe_of(recipe, changes, num_workers)
             opened = Atlas.open(atlas)
+            check_read(chosen.data, opened)
             document = forecast(
                 opened,
                 choose(chosen, opened),
@@ -258,5 +262,6 @@ def split(
         )
         facts = store_split(Atlas.open(atlas), name, spec)
         sides = ", ".join(f"{count:,} {side}" for side, count in facts["cells"].items())
-        text = f"split '{name}': {sides} cells\nnext: cellray pretrain --atlas {atlas} --name NAME"
-        to.answer({"name": name, **facts}, f"{text} --set data.split={name}")
+        where = f"--atlas {shlex.quote(atlas)} --name NAME --set data.split={name}"
+        text = f"split '{name}': {sides} cells\nnext: cellray pretrain {where}"
+        to.answer({"name": name, **facts}, text)

@@ -4,6 +4,7 @@ Whatever is heavy is imported inside the functions, so that help and completion 
 """
 
 import csv
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -96,7 +97,8 @@ def pretrain(
             progress=to.progress,
         )
         text = answers.facts({"registered": ref.uri, "run": ref.run_id, **ref.metrics})
-        to.answer(ref, f"{text}\nnext: cellray evaluate {ref.uri} --atlas {atlas} --label COLUMN")
+        where = f"{shlex.quote(ref.uri)} --atlas {shlex.quote(atlas)}"
+        to.answer(ref, f"{text}\nnext: cellray evaluate {where} --label COLUMN")
 
 
 @verbs.command(

@@ -76,7 +76,7 @@ def test_masked_pretraining_beats_the_untrained_encoder(trained, knn_f1):
     [
         ("masked, 50 %", "masked with a sigmoid output"),
         ("byol, masks", "byol, masks, frozen target"),
-        ("byol, masks", "byol, negative binomial and dropout noise"),
+        ("byol, masks", "byol, negative binomial noise x 1, dropout noise"),
     ],
 )
 def test_what_is_meant_beats_the_defect(trained, knn_f1, better, worse):

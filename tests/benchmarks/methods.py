@@ -69,7 +69,8 @@ TINY_TOKENS = (
 )
 MASK = "views=[{name: random_mask}]"
 LIGHT_MASK = "views=[{name: random_mask, fraction: 0.2}]"
-NB_NOISE = "views=[{name: nb_noise}, {name: dropout_noise}]"
+NB_NOISE = "views=[{name: nb_noise, intensity: 1}, {name: dropout_noise}]"
+LITTLE_NB_NOISE = "views=[{name: nb_noise, intensity: 0.2}, {name: dropout_noise}]"
 SMALL_BYOL = ("objective.name=byol", "objective.hidden=512")
 
 
@@ -105,7 +106,11 @@ METHODS: dict[str, tuple[Sequence[str], Callable[[Learner], Learner]]] = {
     "scmae": (("objective.name=scmae", "views=[{name: gene_shuffle, fraction: 0.4}]"), as_it_is),
     "byol, masks": ((*SMALL_BYOL, MASK), as_it_is),
     "byol, masks, frozen target": ((*SMALL_BYOL, MASK), frozen),
-    "byol, negative binomial and dropout noise": ((*SMALL_BYOL, NB_NOISE), as_it_is),
+    "byol, negative binomial noise x 1, dropout noise": ((*SMALL_BYOL, NB_NOISE), as_it_is),
+    "byol, negative binomial noise x 0.2, dropout noise": (
+        (*SMALL_BYOL, LITTLE_NB_NOISE),
+        as_it_is,
+    ),
     "simsiam, masks": (("objective.name=simsiam", MASK), as_it_is),
     "barlow_twins, masks": (("objective.name=barlow_twins", MASK), as_it_is),
     "vicreg, masks": (("objective.name=vicreg", MASK), as_it_is),

@@ -173,7 +173,7 @@ def test_a_damaged_index_of_a_shard_is_named(copy, array):
     shard = bytearray(file.read_bytes())
     shard[-20] ^= 0x01
     file.write_bytes(shard)
-    with pytest.raises(CellrayError, match=rf"{array}.*index of shard 0 is corrupt"):
+    with pytest.raises(CellrayError, match=rf"{array}.*index of shard 0, .* is corrupt"):
         Atlas.open(str(copy)).read(Span(0, 10))
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_object_in_a_bucket_is_named(s3, remote, local):
 
 def test_a_shard_that_is_gone_is_named(copy):
     (copy / "X" / "indices" / "c" / "0").unlink()
-    with pytest.raises(CellrayError, match=r"X/indices.*shard 0 is gone"):
+    with pytest.raises(CellrayError, match=r"X/indices.*shard 0, .* is gone"):
         Atlas.open(str(copy)).read(Span(0, 10))
 
 

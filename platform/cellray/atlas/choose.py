@@ -76,6 +76,29 @@ def choose(recipe: Recipe, atlas: Atlas) -> Choice:
     return Choice(plan, selection, sides)
 
 
+def check_read(data: Data, atlas: Atlas) -> None:
+    """Raise unless an atlas has what every batch is to bring, and may be read.
+
+    Raises
+    ------
+    CellrayError
+        No such column or matrix, a column of strings, or shards that are damaged or not to be
+        read where the parts begin.
+    """
+    for column in data.columns:
+        atlas.require_column(column)
+    for path in data.matrices:
+        atlas.require_matrix(path)
+    first = atlas.probe(obs=data.columns, matrices=data.matrices)
+    for name, values in first.obs.items():
+        if values.dtype.kind not in "biuf":
+            raise CellrayError(
+                f"obs column '{name}' holds {values.dtype}, which is no number and cannot be "
+                "trained on",
+                "leave it out, or store it as a categorical column, whose codes arrive",
+            )
+
+
 def validation_cells(choice: Choice, atlas: Atlas, most: int) -> NDArray[np.int64]:
     """List validation cells, `most` at most, of every part in proportion, ascending, int64."""
     cells = np.flatnonzero(choice.sides == VALIDATION)

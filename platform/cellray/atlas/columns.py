@@ -1,6 +1,7 @@
 """The tables of an atlas: obs columns of many sources joined and shuffled, one by one."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,11 @@ from cellray.atlas.counts import Source
 from cellray.atlas.tables import Column, write_table
 from cellray.core.errors import CellrayError, suggest
 
+NUMBERS, TRUTH, TEXT = "numbers", "truth values", "text"
+
 _EXACT = 1 << 53  # up to here float64 holds every whole number
+
+logger = logging.getLogger(__name__)
 
 SOURCE, ROW, NAME = "cellray_source", "cellray_row", "cellray_name"
 """Columns of ours: the source's name, the row in it, and the name that the cell has there."""
@@ -30,7 +35,10 @@ def choose_columns(sources: Sequence[Source], wanted: Sequence[str] | None) -> l
     names = known if wanted is None else list(dict.fromkeys(wanted))
     for name in names:
         if name not in known:
-            raise CellrayError(f"no source has an obs column '{name}'", suggest(name, known))
+            raise CellrayError(
+                f"no source has an obs column '{name}'",
+                suggest(name, known) if known else "leave out --obs: no source has any",
+            )
         if name in {SOURCE, ROW, NAME}:
             raise CellrayError(
                 f"obs column '{name}' has a name that the atlas needs for its own",
@@ -72,7 +80,11 @@ def write_obs(
     def written() -> Iterator[tuple[str, Column]]:
         for name in columns:
             parts = [s.column(name) if name in s.columns else None for s in sources]
-            yield name, join_column(parts, sizes)[order]
+            joined = join_column(parts, sizes)
+            kinds = [None if part is None else kind_of(pd.Series(part).dtype) for part in parts]
+            if kind_of(joined.dtype) == TEXT:
+                say_text(name, dict(zip(source_names, kinds, strict=True)))
+            yield name, joined[order]
         yield SOURCE, pd.Categorical.from_codes(source_of, pd.Index(source_names))
         yield ROW, row_of
         strings = np.dtypes.StringDType()
@@ -85,6 +97,32 @@ def write_obs(
 
     names = [*columns, SOURCE, ROW, NAME]
     return write_table(store, "obs", written(), names, len(order), index)
+
+
+def kind_of(dtype: Any) -> str:  # noqa: ANN401 - pandas' dtypes and NumPy's
+    """Name what a column holds, or its categories: numbers, truth values or text."""
+    kind = dtype.categories.dtype.kind if isinstance(dtype, pd.CategoricalDtype) else dtype.kind
+    return NUMBERS if kind in "iuf" else TRUTH if kind == "b" else TEXT
+
+
+def say_text(name: str, kinds: Mapping[str, str | None]) -> None:
+    """Warn of an obs column that becomes text though some sources hold something else there.
+
+    Parameters
+    ----------
+    name
+        The column.
+    kinds
+        What each source holds there (`kind_of`), by its name; None where it lacks the column.
+    """
+    found = {
+        kind: [source for source, held in kinds.items() if held == kind]
+        for kind in (NUMBERS, TRUTH, TEXT)
+    }
+    if not found[NUMBERS] and not found[TRUTH]:
+        return
+    held = "; ".join(f"{kind} in {', '.join(names)}" for kind, names in found.items() if names)
+    logger.warning("obs column '%s' becomes text: %s", name, held)
 
 
 def write_var(store: ObjectStore, table: pd.DataFrame) -> bytes:
@@ -104,8 +142,8 @@ def join_column(parts: Sequence[Any], sizes: Sequence[int]) -> Column:
 
     Numbers stay numbers of a type that holds them all. Strings, categories and mixtures become
     categories, the union of all. A part that is None is missing: NaN, or no category; numbers
-    then become float64. Whole numbers that float64 does not hold, such as long ids, become
-    categories of strings instead.
+    then become float64, and truth values categories of truth values. Whole numbers that float64
+    does not hold, such as long ids, become categories of strings instead.
 
     Parameters
     ----------
@@ -143,14 +181,16 @@ def _join_categories(
     parts = [None if column is None else pd.Categorical(column) for column in columns]
     known = [part for part in parts if part is not None]
     given = [part.categories for part in known]
-    numbers = {index.dtype.kind for index in given} <= set("iuf") and _holds(
-        np.result_type(*(index.to_numpy().dtype for index in given)), given
+    kinds = {index.dtype.kind for index in given}
+    kept = kinds == {"b"} or (
+        kinds <= set("iuf")
+        and _holds(np.result_type(*(index.to_numpy().dtype for index in given)), given)
     )
     labels = [
         np.array([], object)
         if part is None
         else part.categories.to_numpy()
-        if numbers
+        if kept
         else part.categories.map(str).to_numpy(object)
         for part in parts
     ]

@@ -14,7 +14,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from cellray.atlas.canonical import as_counts, canonical, looks_like_counts, plain
 from cellray.atlas.counts import Chunk, Chunks, Stored
-from cellray.atlas.hdf5 import flat_reader, h5_file, threads
+from cellray.atlas.hdf5 import damaged, flat_reader, h5_file, threads
 from cellray.core.errors import CellrayError
 
 _SAMPLE = 1_000  # values at each of so many places
@@ -32,15 +32,28 @@ def encoding(node: Any, where: str) -> tuple[str, tuple[int, int], int]:  # noqa
     Raises
     ------
     CellrayError
-        It is something else.
+        It is something else, or its arrays do not fit each other.
     """
     kind = node.attrs.get("encoding-type", "array")
     if isinstance(node, h5py.Dataset) and kind == "array" and node.ndim == 2:
         return "dense", node.shape, node.size
     if isinstance(node, h5py.Group) and kind in {"csr_matrix", "csc_matrix"}:
         n_rows, n_columns = (int(size) for size in node.attrs["shape"])
+        check_compressed(node, n_rows if kind == "csr_matrix" else n_columns, where)
         return kind[:3], (n_rows, n_columns), len(node["data"])
     raise CellrayError(f"{where} is stored as '{kind}'", "write it as CSR, CSC or dense")
+
+
+def check_compressed(group: h5py.Group, n_lines: int, where: str) -> None:
+    """Raise unless a group holds the arrays of so many compressed rows, or columns."""
+    for name in ("data", "indices", "indptr"):
+        array = group.get(name)
+        if not isinstance(array, h5py.Dataset) or array.ndim != 1:
+            raise damaged(where, f"its array '{name}' is not there")
+        if name != "data" and array.dtype.kind not in "iu":
+            raise damaged(where, f"its {name} are {array.dtype}")
+    if len(group["data"]) != len(group["indices"]) or len(group["indptr"]) != n_lines + 1:
+        raise damaged(where, "its arrays do not fit each other")
 
 
 def values_of(node: Any) -> Any:  # noqa: ANN401 - h5py
@@ -152,11 +165,13 @@ def _stored_table(path: Path, element: str, node: h5py.Group, where: str) -> Sto
         isinstance(column, h5py.Dataset) and column.dtype.kind in "biuf" for column in columns
     ):
         return None
+    if any(column.shape != columns[0].shape or column.ndim != 1 for column in columns):
+        raise damaged(where, "its columns differ in length")
     check = Check(len(names), where, _mend, counts=sampled_counts(*columns))
     chunks: Chunks = partial(_dense_chunks, path, element, list(names), check)
     dtype = _native(np.result_type(*(column.dtype for column in columns)))
     return Stored(
-        n_rows=min(map(len, columns)),
+        n_rows=len(columns[0]),
         n_columns=len(names),
         names=names,
         sparse=False,
@@ -203,9 +218,7 @@ def _csc_chunks(
             last = int(np.searchsorted(indptr, high, "left"))
             cells = read_indices(low, high)
             if not 0 <= cells.min() <= cells.max() < n_cells:
-                raise CellrayError(
-                    f"{check.where} is damaged: rows beyond its cells", "copy it again"
-                )
+                raise damaged(check.where, "rows beyond its cells")
             pointers = np.clip(indptr[first : last + 1], low, high) - low
             shape = (n_cells, last - first)
             part = csc_matrix((read_data(low, high), cells, pointers), shape=shape).tocsr()
@@ -270,5 +283,5 @@ def _compressed(group: Any, where: str) -> tuple[Any, Any, NDArray[np.int64]]:  
     indptr = group["indptr"][:].astype(np.int64)
     fits = indptr[0] == 0 and indptr[-1] == len(data) == len(indices)
     if not (fits and (np.diff(indptr) >= 0).all()):
-        raise CellrayError(f"{where} is damaged: its pointers do not fit", "copy it again")
+        raise damaged(where, "its pointers do not fit")
     return data, indices, indptr

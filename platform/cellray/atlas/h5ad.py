@@ -6,13 +6,14 @@ from typing import Any
 
 import anndata
 import h5py
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from cellray.atlas.canonical import looks_like_counts
 from cellray.atlas.counts import Source, Stored, check_shape
 from cellray.atlas.encoded import Check, encoding, sparse_chunks, stored_matrix, values_of
-from cellray.atlas.hdf5 import h5_file
+from cellray.atlas.hdf5 import damaged, h5_file
 from cellray.core.errors import CellrayError, suggest
 
 _SAMPLE = 10_000
@@ -40,7 +41,10 @@ def open_h5ad(path: Path, layer: str | None, *, root: str = "") -> Source:
         layers = _layers(file, root)
         name = layer or "X"
         if name not in layers:
-            raise CellrayError(f"{path} has no layer '{name}'", suggest(name, layers))
+            raise CellrayError(
+                f"{path} has no layer '{name}'",
+                suggest(name, layers) if layers else "give a file that holds counts",
+            )
         element = layers[name]
         genes = read_frame(file, f"{root}raw/var" if name == "raw" else f"{root}var", path)
         kind, shape, max_nnz = encoding(file[element], f"{name} of {path}")
@@ -53,7 +57,7 @@ def open_h5ad(path: Path, layer: str | None, *, root: str = "") -> Source:
                 f"{len(genes)} genes",
                 "write the file again",
             )
-        columns = tuple(str(column) for column in obs.attrs.get("column-order", ()))
+        columns = tuple(str(column) for column in obs.attrs["column-order"])
         matrices = _beside(file, path, root, element, shape, genes.index)
     check = Check(len(genes), f"{name} of {path}", partial(_mend, path, root, name))
     return Source(
@@ -79,6 +83,8 @@ def check_tables(file: h5py.File, path: Path, root: str) -> None:
                 f"{path} is not an AnnData file of today: it has no table '{name}'",
                 "read it with anndata.read_h5ad and write it again",
             )
+        if "column-order" not in file[name].attrs:
+            raise damaged(path, f"its table '{name}' does not name its columns")
 
 
 def _layers(file: h5py.File, root: str) -> dict[str, str]:
@@ -144,12 +150,17 @@ def read_column(path: Path, root: str, name: str | None = None) -> Any:  # noqa:
     """Read an obs column, or the index if no name is given."""
     with h5_file(path) as file:
         obs = file[f"{root}obs"]
+        index = obs.attrs["_index"]
         try:
-            return anndata.io.read_elem(obs[obs.attrs["_index"] if name is None else name])
+            values = anndata.io.read_elem(obs[index if name is None else name])
         except Exception as error:
             raise CellrayError(
                 f"{path}: obs column '{name}' cannot be read", "leave it out with --obs"
             ) from error
+        n_cells = _length(obs[index], f"the index of obs in {path}")
+    if np.shape(values) != (n_cells,):
+        raise damaged(path, f"obs column '{name}' does not have a value for each cell")
+    return values
 
 
 def _mend(path: Path, root: str, used: str) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cellray.atlas.counts import Chunk, Source, Stored
 from cellray.atlas.encoded import stored_matrix
 from cellray.atlas.h5ad import check_tables, open_h5ad, read_column, read_frame, read_names
-from cellray.atlas.hdf5 import h5_file
+from cellray.atlas.hdf5 import damaged, h5_file
 from cellray.core.errors import CellrayError, suggest
 
 
@@ -60,12 +60,11 @@ def open_h5mu(path: Path, layer: str | None, *, rna: str = "rna") -> Source:
             if stored is not None:
                 matrices[f"obsm/{name}"] = stored
         whole = file.get("obs")
-        listed = () if whole is None else whole.attrs.get("column-order", ())
+        order = () if whole is None else whole.attrs.get("column-order", ())
+        listed = [str(name) for name in order]
     own = set(source.columns)
     # What a modality was copied into the whole as has its name in front.
-    more = tuple(
-        str(name) for name in listed if name not in own and str(name).partition(":")[0] not in known
-    )
+    more = tuple(name for name in listed if name not in own and name.partition(":")[0] not in known)
 
     def column(name: str) -> Any:  # noqa: ANN401 - as anndata reads it
         if name in own:
@@ -92,6 +91,8 @@ def _modality(
     features = read_frame(file, f"{root}var", path).index
     stored = stored_matrix(path, f"{root}X", file[f"{root}X"], features)
     own = pd.Index(read_names(path, root))
+    if stored is not None and stored.n_rows != len(own):
+        raise damaged(f"{root}X of {path}", f"{stored.n_rows} rows for {len(own)} cells")
     if stored is None or own.equals(cells):
         return stored
     for index, modality in ((own, name), (cells, rna)):

@@ -33,14 +33,20 @@ _PACKED = {
 
 @contextmanager
 def h5_file(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file to read, turning what HDF5 says of a bad file into a line of ours."""
+    """Open an HDF5 file to read, turning what HDF5 says of a bad file into a line of ours.
+
+    h5py says in many ways that a part is not there, or not what it was taken for: as these may
+    come from any line that reads, they are caught here.
+    """
     try:
         with h5py.File(path, "r") as file:
             yield file
     except FileNotFoundError as error:
         raise no_file(path) from error
     except zlib.error as error:
-        raise CellrayError(f"{path} is damaged: {error}", "copy or download it again") from error
+        raise damaged(path, str(error)) from error
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise damaged(path, " ".join(map(str, error.args))) from error
     except OSError as error:
         text = str(error)
         if "truncated" in text:
@@ -50,6 +56,11 @@ def h5_file(path: Path) -> Iterator[h5py.File]:
                 f"{path} is not an HDF5 file", "give an .h5ad, a 10x .h5 or a 10x mtx folder"
             ) from error
         raise CellrayError(f"{path} cannot be read: {text}", "check the file") from error
+
+
+def damaged(where: Path | str, what: str) -> CellrayError:
+    """Say that a file, or a part of one, is not as it was written."""
+    return CellrayError(f"{where} is damaged: {what}", "copy or download it again")
 
 
 def no_file(path: Path) -> CellrayError:

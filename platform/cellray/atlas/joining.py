@@ -59,7 +59,9 @@ def choose_matrices(sources: Sequence[Source], wanted: Sequence[str]) -> list[st
             if path not in source.matrices:
                 raise CellrayError(
                     f"{source.path} has no matrix '{path}' that can ride along",
-                    suggest(path, source.matrices),
+                    suggest(path, source.matrices)
+                    if source.matrices
+                    else "leave out --matrices: it holds nothing beside its counts",
                 )
     return paths
 

@@ -1,17 +1,29 @@
 """What an atlas says of itself, in the attributes of its root."""
 
+import fcntl
 import hashlib
 import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import NotFoundError
+from obstore.exceptions import NotFoundError, PermissionDeniedError
 
-from cellray.atlas.storage import COPY_AGAIN, object_store, storage_errors
+from cellray.atlas.nodes import ROOT
+from cellray.atlas.storage import COPY_AGAIN, is_remote, object_store, storage_errors
 from cellray.core.errors import CellrayError
 
 FORMAT = 2
+PARTS = "parts"
+"""Where under an atlas its parts lie, but for the first."""
+
+_UNSEEN = (NotFoundError, FileNotFoundError, PermissionDeniedError, PermissionError)
+"""How obstore says that something is not there, or not to be seen."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,7 @@ def read_root(url: str) -> dict[str, Any]:
     with storage_errors(url):
         store = object_store(url)
         try:
-            root: dict[str, Any] = json.loads(bytes(obstore.get(store, "zarr.json").bytes()))
+            root: dict[str, Any] = json.loads(bytes(obstore.get(store, ROOT).bytes()))
         except (NotFoundError, FileNotFoundError) as error:
             if "NoSuchBucket" in str(error):
                 raise
@@ -150,3 +162,104 @@ def nodes_of(root: dict[str, Any]) -> dict[str, Any]:
     """Give the metadata of a store's arrays and groups by path, from that of its root."""
     nodes: dict[str, Any] = root.get("consolidated_metadata", {}).get("metadata", {})
     return nodes
+
+
+def is_atlas(root: bytes | None) -> bool:
+    """Say whether the metadata of a store's root is that of an atlas."""
+    try:
+        return root is not None and "cellray" in json.loads(root)["attributes"]
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def refuse_inside(url: str) -> None:
+    """Raise if a place lies inside an atlas, whose own nodes it would be taken for.
+
+    Parameters
+    ----------
+    url
+        Where an atlas is to be written, normalised. Parents that may not be read are passed over.
+
+    Raises
+    ------
+    CellrayError
+        A parent folder or prefix is an atlas.
+    """
+    for parent, root in _roots_above(url):
+        if is_atlas(root):
+            raise CellrayError(
+                f"{url} lies inside the atlas {parent}", "choose another --out, beside it"
+            )
+
+
+def _roots_above(url: str) -> Iterator[tuple[str, bytes]]:
+    """Give the parents that have a root's metadata, and it."""
+    if not is_remote(url):
+        for folder in Path(url).resolve().parents:
+            with suppress(OSError):
+                yield str(folder), (folder / ROOT).read_bytes()
+        return
+    parts = urlsplit(url)
+    names = [name for name in parts.path.split("/") if name]
+    for depth in range(len(names)):
+        parent = "/".join([f"{parts.scheme}://{parts.netloc}", *names[:depth]])
+        with storage_errors(parent), suppress(*_UNSEEN):
+            yield parent, bytes(obstore.get(object_store(parent), ROOT).bytes())
+
+
+def publish(url: str, manifest: Manifest, check: Callable[[], None] = lambda: None) -> None:
+    """Write the root's metadata, with all others' in it, which makes the store an atlas.
+
+    One object says all that a reader must know, so that an atlas opens by one request, and a
+    change of it is seen whole or not at all. What else lies in the folder is left out.
+
+    Parameters
+    ----------
+    url
+        Where the atlas was written, or is.
+    manifest
+        What it says of itself.
+    check
+        Raises when the place is another's.
+    """
+    store = object_store(url)
+    matrices = [path for part in manifest.parts[:1] for path in part.matrices]
+    groups = {path.split("/")[0] for path in matrices}
+    ours = tuple(f"{path}/" for path in ("X", "obs", "var", "uns", *matrices))
+    nodes = {}
+    paths = [item["path"] for page in obstore.list(store) for item in page]
+    for path in sorted(paths):
+        node, _, name = path.rpartition("/")
+        if name == ROOT and (node in groups or path.startswith(ours)):
+            nodes[node] = json.loads(bytes(obstore.get(store, path).bytes()))
+    root = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": manifest.to_attributes(),
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": nodes},
+    }
+    check()
+    obstore.put(store, ROOT, json.dumps(root, indent=1).encode())
+
+
+@contextmanager
+def amending(url: str) -> Iterator[None]:
+    """Let one process at a time read an atlas's root and write it anew; others wait.
+
+    An object store has no such lock: there, changes to one atlas are made one after the other.
+
+    Raises
+    ------
+    CellrayError
+        The atlas cannot be written.
+    """
+    with storage_errors(url):
+        if is_remote(url):
+            yield
+            return
+        descriptor = os.open(url, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)

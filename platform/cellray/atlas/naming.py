@@ -132,7 +132,9 @@ def _column(table: Table, name: str) -> Strings:
     if name not in table.var.columns:
         raise CellrayError(
             f"{table.label} has no var column '{name}'",
-            suggest(name, [str(column) for column in table.var.columns]),
+            suggest(name, map(str, table.var.columns))
+            if len(table.var.columns)
+            else "leave out --gene-names: var has no columns",
         )
     values = table.var[name]
     own = table.var.index.to_numpy(dtype=object)

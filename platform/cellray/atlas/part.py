@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -16,7 +15,8 @@ import zarr
 from numpy.typing import NDArray
 
 from cellray.atlas.manifest import PartFacts
-from cellray.atlas.shards import CorruptChunkError, Layout, ShardReader
+from cellray.atlas.pieces import Pieces, touched, within
+from cellray.atlas.shards import DamagedError, Layout, ShardReader
 from cellray.atlas.storage import (
     COPY_AGAIN,
     Fetch,
@@ -35,26 +35,6 @@ GAP_BYTES = 256 << 10
 """Unwanted bytes that cost less than another request to an object store."""
 
 Job = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pieces:
-    """Runs of elements to be read, ascending, and where they go.
-
-    Attributes
-    ----------
-    starts, stops
-        Elements of the stored array, shape (n,).
-    places
-        Element of the result at which each run begins, shape (n,).
-    cells
-        The cell that each run belongs to, numbered through the atlas, shape (n,).
-    """
-
-    starts: NDArray[np.int64]
-    stops: NDArray[np.int64]
-    places: NDArray[np.int64]
-    cells: NDArray[np.int64]
 
 
 class Part:
@@ -100,7 +80,7 @@ class Part:
             meta = self.nodes.get(path)
             if meta is None or meta["node_type"] != "array":
                 raise CellrayError(f"{self.url} lacks a part: {path}", COPY_AGAIN)
-            self._readers[path] = ShardReader(self.url, Layout.of(path, meta), self._fetch)
+            self._readers[path] = ShardReader(Layout.of(path, meta), self._fetch)
         return self._readers[path]
 
     def bounds(
@@ -142,26 +122,21 @@ class Part:
         scratch = np.empty(size, dtype)
         shift = pieces.places - pieces.starts
         straight = bool((shift == shift[0]).all()) and dtype == out.dtype
-        for number, packed in zip(chunks.tolist(), reader.fetch_run(chunks), strict=True):
+        low, high = within(pieces, int(chunks[0]) * size, (int(chunks[-1]) + 1) * size)
+        with self._intact(reader, pieces.cells[low:high], "holds"):
+            run = reader.fetch_run(chunks)
+        for number, packed in zip(chunks.tolist(), run, strict=True):
             base = number * size
-            low = int(np.searchsorted(pieces.stops, base, "right"))
-            high = int(np.searchsorted(pieces.starts, base + size, "left"))
+            low, high = within(pieces, base, base + size)
             first = base + int(shift[0])
             whole = (
                 straight and pieces.starts[low] <= base and base + size <= pieces.stops[high - 1]
             )
-            try:
+            with self._intact(reader, pieces.cells[low:high], "holds"):
                 if whole and (pieces.stops[low : high - 1] == pieces.starts[low + 1 : high]).all():
                     reader.decode(number, packed, out[first : first + size])
                     continue
                 reader.decode(number, packed, scratch)
-            except CorruptChunkError as error:
-                cells = pieces.cells[low:high]
-                raise CellrayError(
-                    f"{self.url}: {reader.layout.path}: chunk {error.number}, which holds cells "
-                    f"{cells.min()} to {cells.max()}, is corrupt",
-                    COPY_AGAIN,
-                ) from error
             width = out.dtype.itemsize
             copy_runs(
                 scratch.astype(out.dtype, copy=False).view(np.uint8),
@@ -171,6 +146,20 @@ class Part:
                 pieces.places[low:high] * width,
                 out.view(np.uint8),
             )
+
+    @contextmanager
+    def _intact(
+        self, reader: ShardReader, cells: NDArray[np.int64] | range, verb: str
+    ) -> Iterator[None]:
+        """Name the cells of a piece of an array that is gone or corrupt."""
+        try:
+            yield
+        except DamagedError as error:
+            raise CellrayError(
+                f"{self.url}: {reader.layout.path}: {error.piece}, which {verb} cells "
+                f"{min(cells)} to {max(cells)}, is {error.state}",
+                COPY_AGAIN,
+            ) from error
 
     def _list_bytes(self, path: str) -> int:
         """Sum the sizes of the objects that hold an array."""
@@ -203,6 +192,13 @@ class Part:
         with intact(self.url):
             node = self.nodes[f"obs/{name}"]
         return bool(node["attributes"].get("encoding-type") == "categorical")
+
+    def column_dtype(self, name: str) -> np.dtype[Any]:
+        """Give the dtype of an obs column, or of its categories."""
+        path = f"obs/{name}/categories" if self.is_categorical(name) else f"obs/{name}"
+        with intact(self.url):
+            declared = self.nodes[path]["data_type"]
+        return np.dtype(object) if declared == "string" else np.dtype(declared)
 
     def frame(self, name: str) -> pd.DataFrame:
         """Read ``obs`` or ``var`` whole."""
@@ -253,17 +249,12 @@ class Part:
     def _read_indptr(self, path: str, number: int) -> NDArray[Any]:
         reader = self.reader(f"{path}/indptr")
         out = np.empty(reader.layout.chunk, reader.layout.dtype)
-        chunks = np.array([number])
-        try:
-            reader.decode(number, reader.fetch_run(chunks)[0], out)
-        except CorruptChunkError as error:
-            first = self.start + number * len(out)
-            last = min(first + len(out), self.start + self.facts.n_cells) - 1
-            raise CellrayError(
-                f"{self.url}: {path}/indptr: chunk {number}, which points to cells {first} to "
-                f"{last}, is corrupt",
-                COPY_AGAIN,
-            ) from error
+        first = number * len(out)
+        last = min(first + len(out), self.facts.n_cells)
+        # The last pointer, which may be alone in its chunk, is the last cell's end.
+        cells = range(self.start + min(first, last - 1), self.start + last)
+        with self._intact(reader, cells, "points to"):
+            reader.decode(number, reader.fetch_run(np.array([number]))[0], out)
         return out
 
     def _size(self, path: str) -> int:
@@ -274,13 +265,3 @@ class Part:
         if not is_remote(self.url):
             return 0
         return GAP_BYTES // (reader.layout.chunk * reader.layout.dtype.itemsize)
-
-
-def touched(pieces: Pieces, chunk: int) -> NDArray[np.int64]:
-    """List the chunks in which pieces lie, ascending and each once."""
-    kept = pieces.stops > pieces.starts
-    first = pieces.starts[kept] // chunk
-    last = (pieces.stops[kept] - 1) // chunk
-    long = np.flatnonzero(last - first > 1)  # rare: a run of more than a chunk
-    inner = [np.arange(first[i] + 1, last[i]) for i in long]
-    return np.unique(np.concatenate([first, last, *inner]))

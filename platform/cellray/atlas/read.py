@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray.atlas.part import Job, Part, Pieces, touched
+from cellray.atlas.part import Job, Part
+from cellray.atlas.pieces import Pieces, touched
 from cellray.core.types import Rows
 
 

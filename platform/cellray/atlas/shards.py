@@ -16,8 +16,7 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from cellray.atlas.storage import COPY_AGAIN, Fetch
-from cellray.core.errors import CellrayError
+from cellray.atlas.storage import Fetch
 
 CRC_BYTES = 4
 CAST = "numcodecs.astype"
@@ -85,16 +84,13 @@ class ShardReader:
 
     Parameters
     ----------
-    url
-        The store, for messages.
     layout
         The array.
     fetch
         Gives bytes of an object.
     """
 
-    def __init__(self, url: str, layout: Layout, fetch: Fetch) -> None:
-        self.url = url
+    def __init__(self, layout: Layout, fetch: Fetch) -> None:
         self.layout = layout
         self._fetch = fetch
         self._indices: dict[int, NDArray[np.uint64]] = {}
@@ -112,8 +108,8 @@ class ShardReader:
 
         Raises
         ------
-        CellrayError
-            The shard is gone, cut short, or its index is damaged.
+        DamagedError
+            The shard is gone, cut short, or its index is corrupt.
         """
         shard = int(chunks[0]) // self.layout.chunks_per_shard
         index = self._index(shard)[chunks - shard * self.layout.chunks_per_shard].astype(np.int64)
@@ -122,9 +118,9 @@ class ShardReader:
         try:
             body = memoryview(self._fetch(self._object(shard), low, high))
         except FileNotFoundError as error:
-            raise self._damaged(f"shard {shard} is gone") from error
+            raise DamagedError(f"shard {shard}", "gone") from error
         if len(body) != high - low:
-            raise self._damaged(f"shard {shard} is cut short")
+            raise DamagedError(f"shard {shard}", "cut short")
         return [body[start - low : end - low] for start, end in zip(starts, ends, strict=True)]
 
     def decode(self, number: int, packed: memoryview, out: NDArray[Any]) -> None:
@@ -132,16 +128,16 @@ class ShardReader:
 
         Raises
         ------
-        CorruptChunkError
+        DamagedError
             The checksum is wrong.
         """
         body, crc = packed[:-CRC_BYTES], packed[-CRC_BYTES:]
         if checksum(body) != int.from_bytes(crc, "little"):
-            raise CorruptChunkError(number)
+            raise DamagedError(f"chunk {number}", "corrupt")
         try:
             blosc.decompress(body, out)
         except (RuntimeError, ValueError) as error:
-            raise CorruptChunkError(number) from error
+            raise DamagedError(f"chunk {number}", "corrupt") from error
 
     def _index(self, shard: int) -> NDArray[np.uint64]:
         if shard not in self._indices:
@@ -149,10 +145,10 @@ class ShardReader:
             try:
                 body = bytes(self._fetch(self._object(shard), -size, None))
             except FileNotFoundError as error:
-                raise self._damaged(f"shard {shard} is gone") from error
+                raise DamagedError(f"shard {shard}", "gone") from error
             index, crc = body[:-CRC_BYTES], body[-CRC_BYTES:]
             if len(body) != size or checksum(index) != int.from_bytes(crc, "little"):
-                raise self._damaged(f"the index of shard {shard} is corrupt")
+                raise DamagedError(f"the index of shard {shard}", "corrupt")
             table = np.frombuffer(index, "<u8").reshape(-1, 2)
             self._indices[shard] = table
         return self._indices[shard]
@@ -160,16 +156,22 @@ class ShardReader:
     def _object(self, shard: int) -> str:
         return self.layout.object_path(shard)
 
-    def _damaged(self, what: str) -> CellrayError:
-        return CellrayError(f"{self.url}: {self.layout.path}: {what}", COPY_AGAIN)
 
+class DamagedError(Exception):
+    """A piece of an array is not as it was written; who knows its cells says so to the user.
 
-class CorruptChunkError(Exception):
-    """A chunk does not match its checksum; who knows its cells makes a CellrayError of it."""
+    Parameters
+    ----------
+    piece
+        Which.
+    state
+        What is wrong with it.
+    """
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(number)
+    def __init__(self, piece: str, state: str) -> None:
+        self.piece = piece
+        self.state = state
+        super().__init__(piece, state)
 
 
 def checksum(body: bytes | memoryview) -> int:

@@ -9,7 +9,7 @@ from cellray.atlas.counts import Source
 from cellray.atlas.h5ad import open_h5ad
 from cellray.atlas.h5mu import is_h5mu, open_h5mu
 from cellray.atlas.hdf5 import h5_file, no_file
-from cellray.atlas.storage import is_remote
+from cellray.atlas.storage import is_remote, storage_errors
 from cellray.atlas.tenx import is_10x_h5, open_10x_h5, open_mtx
 from cellray.core.errors import CellrayError, suggest
 
@@ -31,11 +31,16 @@ def open_source(path: str | Path, *, layer: str | None = None, rna: str = "rna")
     Raises
     ------
     CellrayError
-        No such file, a format that is not known, a layer that is not there, no cells or genes.
+        No such file or none that may be read, a format that is not known, a layer that is not
+        there, no cells or genes.
     """
     if is_remote(str(path)):
         raise CellrayError(f"{path} is not on local disk", "download it first")
-    path = Path(path).expanduser()
+    with storage_errors(str(path)):
+        return _open(Path(path).expanduser(), layer, rna)
+
+
+def _open(path: Path, layer: str | None, rna: str) -> Source:
     if path.is_dir():
         _refuse_zarr(path)
         source = open_mtx(path)

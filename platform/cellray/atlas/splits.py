@@ -5,6 +5,7 @@ a categorical in ``uns/splits``, with its facts in the manifest.
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,14 +13,14 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-import zarr
 from numpy.typing import NDArray
 
-from cellray.atlas.columns import write_element
+from cellray.atlas.manifest import amending, publish
+from cellray.atlas.nodes import DICT, put_group
 from cellray.atlas.selection import count_codes
-from cellray.atlas.staging import amending, publish
-from cellray.atlas.storage import intact, storage_errors, zarr_store
+from cellray.atlas.storage import intact, object_store, storage_errors
 from cellray.atlas.store import Atlas
+from cellray.atlas.tables import write_element
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.seeds import generator
 
@@ -59,6 +60,8 @@ class SplitSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise CellrayError(f"seed {self.seed} is negative", "give 0 or more")
         for name in ("validation", "test"):
             if not 0 <= getattr(self, name) < 1:
                 raise CellrayError(
@@ -174,18 +177,16 @@ def store_split(atlas: Atlas, name: str, spec: SplitSpec) -> dict[str, Any]:
     cells = dict(zip(SIDES, np.bincount(sides, minlength=3).tolist(), strict=True))
     facts = {**asdict(spec), "n_cells": atlas.n_cells, "cells": cells}
     with storage_errors(atlas.url), amending(atlas.url):
-        manifest = Atlas.open(atlas.url).manifest
+        now = Atlas.open(atlas.url)
+        manifest = now.manifest
         if name in manifest.splits or manifest.n_cells != atlas.n_cells:
             raise CellrayError(f"{atlas.url} was changed meanwhile", "split again")
-        group: Any = zarr.open_group(
-            zarr_store(atlas.url, create=True), mode="r+", use_consolidated=False
-        )
+        store = object_store(atlas.url)
         for path in ("uns", "uns/splits"):
-            if path not in group:
-                group.create_group(
-                    path, attributes={"encoding-type": "dict", "encoding-version": "0.1.0"}
-                )
-        write_element(group["uns/splits"], name, pd.Categorical.from_codes(sides, pd.Index(SIDES)))
+            if path not in now.nodes:
+                put_group(store, path, DICT)
+        column = pd.Categorical.from_codes(sides, pd.Index(SIDES))
+        write_element(store, f"uns/splits/{name}", column)
         publish(atlas.url, replace(manifest, splits={**manifest.splits, name: facts}))
     return facts
 
@@ -202,7 +203,7 @@ def stored_split(atlas: Atlas, name: str) -> Sides:
         known = suggest(name, atlas.manifest.splits) if atlas.manifest.splits else ""
         raise CellrayError(
             f"{atlas.url} has no split '{name}'",
-            known or f"make one: cellray split {atlas.url} --name {name}",
+            known or f"make one: cellray split {shlex.quote(atlas.url)} --name {name}",
         )
     n_cells = atlas.manifest.splits[name]["n_cells"]
     if n_cells != atlas.n_cells:
@@ -248,7 +249,8 @@ def _named_groups(names: Sequence[str], spec: SplitSpec) -> Sides:
         for value in values:
             if value not in names:
                 raise CellrayError(
-                    f"obs column '{spec.by}' has no value '{value}'", suggest(value, names)
+                    f"obs column '{spec.by}' has no value '{value}'",
+                    suggest(value, names) if names else "name another column: it is empty",
                 )
             groups[names.index(value)] = side
     if groups[: len(names)].all():

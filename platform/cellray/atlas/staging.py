@@ -1,12 +1,11 @@
 """All or nothing: an atlas appears whole at its place, or not at all.
 
 What a killed ingest has done stays beside its place, with a journal, and the same ingest goes on
-from there. Sources that cannot be used leave nothing.
+from there. One that fails leaves nothing, unless it is an object store that failed.
 """
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import uuid
@@ -20,8 +19,9 @@ from obstore.exceptions import NotFoundError
 from obstore.store import ObjectStore
 
 from cellray.atlas.journal import Journal
-from cellray.atlas.manifest import Manifest
+from cellray.atlas.manifest import is_atlas
 from cellray.atlas.mishaps import terminable
+from cellray.atlas.nodes import ROOT
 from cellray.atlas.storage import (
     StorageError,
     is_remote,
@@ -30,8 +30,6 @@ from cellray.atlas.storage import (
 )
 from cellray.core.errors import CellrayError
 
-ROOT = "zarr.json"
-PARTS = "parts"
 MARK = "ingest-unfinished"
 """An object that lies in a remote prefix while an atlas is being written there.
 
@@ -99,62 +97,6 @@ def staged(
         yield from place(url, fingerprint, overwrite=overwrite, restart=restart)
 
 
-def publish(url: str, manifest: Manifest, check: Callable[[], None] = lambda: None) -> None:
-    """Write the root's metadata, with all others' in it, which makes the store an atlas.
-
-    One object says all that a reader must know, so that an atlas opens by one request, and a
-    change of it is seen whole or not at all.
-
-    Parameters
-    ----------
-    url
-        Where the atlas was written, or is.
-    manifest
-        What it says of itself.
-    check
-        Raises when the place is another's.
-    """
-    store = object_store(url)
-    nodes = {}
-    paths = [item["path"] for page in obstore.list(store) for item in page]
-    for path in sorted(paths):
-        if path.endswith(f"/{ROOT}") and not path.startswith(f"{PARTS}/"):
-            nodes[path.removesuffix(f"/{ROOT}")] = json.loads(
-                bytes(obstore.get(store, path).bytes())
-            )
-    root = {
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": manifest.to_attributes(),
-        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": nodes},
-    }
-    check()
-    obstore.put(store, ROOT, json.dumps(root, indent=1).encode())
-
-
-@contextmanager
-def amending(url: str) -> Iterator[None]:
-    """Let one process at a time read an atlas's root and write it anew; others wait.
-
-    An object store has no such lock: there, changes to one atlas are made one after the other.
-
-    Raises
-    ------
-    CellrayError
-        The atlas cannot be written.
-    """
-    with storage_errors(url):
-        if is_remote(url):
-            yield
-            return
-        descriptor = os.open(url, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-
 def _staged_local(url: str, fingerprint: str, *, overwrite: bool, restart: bool) -> Iterator[Stage]:
     path = Path(url)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -178,12 +120,13 @@ def _staged_local(url: str, fingerprint: str, *, overwrite: bool, restart: bool)
             if path.exists():
                 path.rename(replaced)
             (folder / "atlas").rename(path)
-        except CellrayError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        finally:
+        except BaseException as error:
             if replaced.exists() and not path.exists():
                 replaced.rename(path)
+            # The same would fail again; one that was killed goes on.
+            if isinstance(error, Exception):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -206,7 +149,11 @@ def _staged_remote(
             found = f"ingest {uuid.uuid4().hex} runs here, or was killed; run it again\n".encode()
             journal.add("mark", found.decode())
             # The mark is there first: who else writes here must see it before anything is missing.
-            obstore.put(store, MARK, found)
+            try:
+                obstore.put(store, MARK, found)
+            except Exception:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
         mark = found
         overtaken = CellrayError(
             f"another ingest took over {url}", "let that one end, or choose another --out"
@@ -282,11 +229,7 @@ def _scratch(folder: Path) -> Path:
 
 
 def _check_replaceable(url: str, root: bytes | None, *, overwrite: bool) -> None:
-    try:
-        ours = root is not None and "cellray" in json.loads(root)["attributes"]
-    except (ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
+    if not is_atlas(root):
         raise CellrayError(f"{url} holds something that is no atlas", "choose another --out")
     if not overwrite:
         raise CellrayError(

@@ -7,7 +7,11 @@ Local folders and ``s3://`` go through obstore; the usual AWS variables apply, a
 import logging
 import os
 import random
+import re
+import shlex
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -49,8 +53,16 @@ def is_remote(url: str) -> bool:
 
 
 def normalise(url: str | Path) -> str:
-    """Give an absolute local path, or the object store's URL without a trailing slash."""
+    """Give an absolute local path, or the object store's URL without a trailing slash.
+
+    Raises
+    ------
+    CellrayError
+        The URL is empty.
+    """
     text = str(url)
+    if not text.strip():
+        raise CellrayError("an empty URL", "give a folder or s3://bucket/path")
     text = text if text.endswith("://") else text.rstrip("/")
     if is_remote(text):
         return text
@@ -75,7 +87,8 @@ def object_store(url: str, *, create: bool = False) -> ObjectStore:
     if not is_remote(url):
         if not create and Path(url).is_file():
             raise CellrayError(
-                f"{url} is a file and no atlas", f"make one: cellray ingest {url} --out URL"
+                f"{url} is a file and no atlas",
+                f"make one: cellray ingest {shlex.quote(url)} --out URL",
             )
         if not create and not Path(url).is_dir():
             raise CellrayError(f"no atlas at {url}: the folder does not exist", "check the path")
@@ -117,9 +130,9 @@ def object_store(url: str, *, create: bool = False) -> ObjectStore:
     )
 
 
-def zarr_store(url: str, *, create: bool = False) -> ZarrStore:
-    """Open a URL as a zarr store; writable when `create` is set."""
-    return _ZarrStore(object_store(url, create=create), read_only=not create)
+def zarr_store(url: str) -> ZarrStore:
+    """Open a URL as a zarr store to read."""
+    return _ZarrStore(object_store(url), read_only=True)
 
 
 class StorageError(CellrayError):
@@ -128,31 +141,79 @@ class StorageError(CellrayError):
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn what an object store refuses into a line that names the bucket and the mend."""
+    """Turn what a store refuses into a line that names the place and the mend."""
     try:
         yield
     except (BaseError, FileNotFoundError, PermissionError) as error:
-        text = str(error)
-        refused = isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError)
-        if not is_remote(url):
-            if refused:
-                raise CellrayError(f"{url} may not be read", "check its permissions") from error
+        local = not is_remote(url) or getattr(error, "filename", None)
+        refusal = _denial(url, error) if local else _refusal(url, error)
+        if refusal is None:
             raise
-        # A listing that is refused comes as a plain error with the server's answer in its text.
-        if refused or "403 Forbidden" in text or "401 Unauthorized" in text:
-            raise CellrayError(
-                f"{url}: the object store refuses these credentials",
-                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
-            ) from error
-        if "NoSuchBucket" in text:
-            raise CellrayError(
-                f"bucket '{urlsplit(url).netloc}' does not exist", "create it, or check the URL"
-            ) from error
-        if isinstance(error, NotFoundError | FileNotFoundError):
-            raise
-        raise StorageError(
-            f"{url}: the object store does not answer: {text.splitlines()[0][:200]}",
-            "check AWS_ENDPOINT_URL and the network",
+        raise refusal from error
+
+
+def _denial(url: str, error: Exception) -> CellrayError | None:
+    """Name the local path that may not be read or written, if that is what is wrong."""
+    text = str(error)
+    kinds = (PermissionDeniedError, PermissionError)
+    if not isinstance(error, kinds) and "ermission denied" not in text:
+        return None
+    path = getattr(error, "filename", None) or re.search(r'path: "([^"]+)"', text)
+    place = path[1] if isinstance(path, re.Match) else path or url
+    return CellrayError(f"{place} may not be read or written", "check its permissions")
+
+
+def _refusal(url: str, error: Exception) -> CellrayError | None:
+    """Say what an object store answered, unless it is that something is not there."""
+    text = str(error)
+    # A listing that is refused comes as a plain error with the server's answer in its text.
+    answer = re.search(r"status code: (\d{3}[ \w]*)", text)
+    status, said = (answer[1][:3], answer[1].strip()) if answer else ("", "")
+    refusals = (PermissionDeniedError, UnauthenticatedError, PermissionError)
+    if isinstance(error, refusals) or status in {"401", "403"}:
+        return CellrayError(
+            f"{url}: the object store refuses these credentials" + (f": {said}" if said else ""),
+            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
+        )
+    if "NoSuchBucket" in text:
+        return CellrayError(
+            f"bucket '{urlsplit(url).netloc}' does not exist", "create it, or check the URL"
+        )
+    if isinstance(error, NotFoundError | FileNotFoundError):
+        return None
+    if status in {"405", "501"}:
+        word = "written" if re.search("performing (PUT|POST|DELETE)", text) else "read"
+        return CellrayError(
+            f"{url} refuses to be {word}: {said}",
+            "check AWS_ENDPOINT_URL: what is there is no object store, or one that is closed",
+        )
+    return StorageError(
+        f"{url}: the object store does not answer: {said or text.splitlines()[0][:200]}",
+        "check AWS_ENDPOINT_URL and the network",
+    )
+
+
+def check_writable(url: str) -> None:
+    """Write a small object below a folder or a prefix, and take it away again.
+
+    Raises
+    ------
+    CellrayError
+        The place cannot be written.
+    """
+    if is_remote(url):
+        with storage_errors(url):
+            store, name = object_store(url), f".cellray-{uuid.uuid4().hex}"
+            obstore.put(store, name, b"")
+            obstore.delete(store, name)
+        return
+    try:
+        Path(url).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=url):
+            pass
+    except OSError as error:
+        raise CellrayError(
+            f"{url} cannot be written: {error.strerror}", "choose another --storage"
         ) from error
 
 

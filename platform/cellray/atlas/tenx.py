@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 
 from cellray.atlas.canonical import remap
 from cellray.atlas.counts import Chunk, Chunks, Source, Stored, check_shape
-from cellray.atlas.encoded import Check, sparse_chunks
+from cellray.atlas.encoded import Check, check_compressed, sparse_chunks
 from cellray.atlas.hdf5 import h5_file
 from cellray.core.errors import CellrayError
 
@@ -49,8 +49,9 @@ def open_10x_h5(path: Path) -> Source:
             if name in matrix["features"]
         }
         barcodes = matrix["barcodes"].asstr()[:]
+        check_compressed(matrix, len(barcodes), f"matrix of {path}")
         dtype, nnz = matrix["data"].dtype, len(matrix["data"])
-    table = pd.DataFrame(features)
+        table = pd.DataFrame(features)
     check = Check(len(table), f"matrix of {path}", _mend)
     chunks = sparse_chunks(path, "matrix", "csr", check)
     return _source(path, table, barcodes, nnz, dtype, chunks)

@@ -23,7 +23,7 @@ from cellray.atlas.naming import (
     named_table,
     without_version,
 )
-from cellray.atlas.storage import is_remote
+from cellray.atlas.storage import is_remote, storage_errors
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 
@@ -44,8 +44,13 @@ def read_vocabulary(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     CellrayError
-        Nothing there, no names, or names that repeat.
+        Nothing there or not to be read, no names, or names that repeat.
     """
+    with storage_errors(str(path)):
+        return _read_vocabulary(path)
+
+
+def _read_vocabulary(path: str | Path) -> pd.DataFrame:
     if is_remote(str(path)) or Path(path).expanduser().is_dir():
         return Atlas.open(str(path)).var
     file = Path(path).expanduser()

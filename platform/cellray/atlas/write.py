@@ -7,13 +7,20 @@ from typing import Literal
 
 import pandas as pd
 
-from cellray.atlas.columns import choose_columns
+from cellray.atlas.columns import choose_columns, kind_of, say_text
 from cellray.atlas.contents import Contents, features_of, fingerprint_of, write_part
 from cellray.atlas.counts import Source
 from cellray.atlas.joining import Join, choose_matrices, join_matrix
-from cellray.atlas.manifest import FORMAT, Manifest
+from cellray.atlas.manifest import (
+    FORMAT,
+    PARTS,
+    Manifest,
+    amending,
+    publish,
+    refuse_inside,
+)
 from cellray.atlas.sources import open_source, refuse_twins, source_names
-from cellray.atlas.staging import PARTS, amending, publish, staged
+from cellray.atlas.staging import staged
 from cellray.atlas.storage import is_remote, normalise, storage_errors
 from cellray.atlas.store import Atlas
 from cellray.atlas.vocabulary import join_genes, read_vocabulary
@@ -94,10 +101,18 @@ def ingest(
     ------
     CellrayError
         A source that cannot be read or holds no counts, sources that share no gene, an unknown
-        layer or column, a place that is taken or taken over, a full disk. Nothing is left behind,
-        unless it is the object store that failed: then the same call goes on later.
+        layer or column, a place that is taken, taken over or inside an atlas, a full disk. Nothing
+        is left behind, unless it is the object store that failed: then the same call goes on
+        later.
     """
     _check(sources, memory, seed)
+    if genes is not None and join == "outer":
+        raise CellrayError(
+            "a vocabulary says which genes there are, and so does an outer join",
+            "leave out --genes or --join",
+        )
+    url = normalise(out)
+    refuse_inside(url)
     opened = [open_source(path, layer=layer, rna=rna) for path in sources]
     refuse_twins(opened)
     vocabulary = None if genes is None else read_vocabulary(genes)
@@ -113,7 +128,6 @@ def ingest(
     }
     columns = choose_columns(opened, obs)
     contents = Contents(opened, source_names(opened), var, maps, columns, along, seed)
-    url = normalise(out)
     fingerprint = fingerprint_of(contents, memory, rna)
     with staged(url, fingerprint=fingerprint, overwrite=overwrite, restart=restart) as stage:
         part = write_part(stage, contents, memory, progress)
@@ -154,6 +168,7 @@ def append(
     """
     _check(sources, memory, seed)
     there = Atlas.open(str(atlas))
+    refuse_inside(there.url)
     opened = [open_source(path, layer=layer, rna=rna) for path in sources]
     refuse_twins(opened)
     _refuse_known(opened, there)
@@ -190,7 +205,24 @@ def append(
             raise CellrayError(f"{there.url} was changed meanwhile", "append again")
         parts = (*now.manifest.parts, replace(part, path=path))
         publish(there.url, replace(now.manifest, parts=parts))
-    return Atlas.open(there.url)
+    both = Atlas.open(there.url)
+    _say_texts(both)
+    return both
+
+
+def _say_texts(atlas: Atlas) -> None:
+    """Warn of obs columns that the last part turns to text."""
+    *before, last = atlas.parts
+    for name in last.columns:
+        known = {kind_of(part.column_dtype(name)) for part in before if part.has_column(name)}
+        if len(known) == 1 and known != {kind_of(last.column_dtype(name))}:
+            kinds = {
+                source["name"]: kind_of(part.column_dtype(name))
+                for part in atlas.parts
+                if part.has_column(name)
+                for source in part.facts.sources
+            }
+            say_text(name, kinds)
 
 
 def _check(sources: Sequence[str | Path], memory: int, seed: int) -> None:

@@ -15,7 +15,7 @@ import ray.train
 from ray.data import ExecutionOptions
 from ray.train.torch import TorchTrainer
 
-from cellray.atlas.storage import normalise
+from cellray.atlas.storage import check_writable, normalise
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
@@ -91,12 +91,13 @@ def pretrain(
     Raises
     ------
     CellrayError
-        The recipe, the atlas or a server cannot be used.
+        The recipe, the atlas, the storage or a server cannot be used.
     """
     models.check_name(name)
     opened = Atlas.open(atlas)
     setup = prepare(recipe, opened)
-    storage = normalise(storage or Path.cwd() / ".cellray" / "runs")
+    storage = normalise(Path.cwd() / ".cellray" / "runs" if storage is None else storage)
+    check_writable(storage)
     params = recipe.flat() | {"atlas": opened.url, "atlas_digest": opened.digest} | setup.params()
     with runs.run(experiment=experiment, run_name=name, params=params, tags=tags or {}) as run_id:
         runs.log_document(run_id, "plan.json", setup.describe())

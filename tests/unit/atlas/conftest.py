@@ -133,3 +133,34 @@ def mtx(tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """Keep what goes to ``s3://bucket/`` in a folder, written object by object."""
+    from obstore.store import LocalStore
+
+    from cellray.atlas import contents, manifest, passes, staging, storage
+
+    folder = tmp_path / "bucket"
+
+    def open_folder(url, *, create=False):
+        place = folder / url.removeprefix("s3://bucket/")
+        return LocalStore(place, mkdir=True, automatic_cleanup=True)
+
+    monkeypatch.chdir(tmp_path)
+    for module in (staging, storage, manifest, passes, contents):
+        monkeypatch.setattr(module, "object_store", open_folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def files():
+    """Read all files below a folder."""
+
+    def read(folder):
+        # "#" is in the names of objects that a thread is still writing.
+        found = [path for path in folder.rglob("*") if path.is_file() and "#" not in path.name]
+        return {path: path.read_bytes() for path in found}
+
+    return read

@@ -34,7 +34,9 @@ def test_numbers_stay_numbers(parts, expected):
         ([None, pd.array(["a"], dtype="string")], "a", [None, None, "a"]),
         ([pd.Categorical([2, 1]), pd.Categorical([3])], [1, 2, 3], [2, 1, 3]),
         ([np.array([1, 2]), np.array(["a"], object)], "12a", ["1", "2", "a"]),
-        ([np.array([True, False]), None], ["False", "True"], ["True", "False", None]),
+        ([np.array([True, False]), None], [False, True], [True, False, None]),
+        ([pd.array([True, None]), np.array([False])], [True, False], [True, None, False]),
+        ([np.array([True, False]), np.array([1])], ["False", "True", "1"], ["True", "False", "1"]),
         ([pd.Categorical([None, None]), None], [], [None, None, None]),
     ],
 )
@@ -99,6 +101,13 @@ def test_columns_are_the_union_or_those_wanted(counted, h5ad):
     assert choose_columns(sources, []) == []
     with pytest.raises(CellrayError, match="'scor'; did you mean 'score'"):
         choose_columns(sources, ["scor"])
+
+
+def test_where_there_are_no_columns_the_mend_says_so(counted, tenx_h5):
+    features = {word: [f"{word}{i}" for i in range(30)] for word in ("id", "name")}
+    source = open_source(tenx_h5(counted().X, features))
+    with pytest.raises(CellrayError, match="obs column 'kind'; leave out --obs: no source has any"):
+        choose_columns([source], ["kind"])
 
 
 def test_names_of_ours_are_refused_unless_left_out(counted, h5ad):

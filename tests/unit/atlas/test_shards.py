@@ -10,14 +10,14 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from cellray.atlas.journal import Journal
-from cellray.atlas.shards import CorruptChunkError, Layout, ShardReader, encode_chunk
+from cellray.atlas.shards import DamagedError, Layout, ShardReader, encode_chunk
 from cellray.atlas.storage import fetcher, object_store
 from cellray.atlas.stream import Stream
 
 
 def reader(folder, path="a"):
     meta = json.loads(Path(folder, path, "zarr.json").read_text())
-    return ShardReader(str(folder), Layout.of(path, meta), fetcher(str(folder)))
+    return ShardReader(Layout.of(path, meta), fetcher(str(folder)))
 
 
 def decoded(found, chunks):
@@ -107,7 +107,7 @@ def test_a_run_is_one_request_and_an_index_is_fetched_once(tmp_path):
         return plain(path, start, end)
 
     meta = json.loads((tmp_path / "s/a/zarr.json").read_text())
-    found = ShardReader("s", Layout.of("a", meta), counted)
+    found = ShardReader(Layout.of("a", meta), counted)
     for _ in range(2):
         (run,) = found.runs(np.arange(3, 9), gap=0)
         assert len(found.fetch_run(run)) == 6
@@ -125,5 +125,5 @@ def test_any_flipped_byte_of_a_chunk_is_found(tmp_path, place):
         out.close()
     packed = bytearray(encode_chunk(np.arange(10, dtype=np.uint16)))
     packed[place] ^= 1
-    with pytest.raises(CorruptChunkError):
+    with pytest.raises(DamagedError):
         reader(tmp_path / "s").decode(0, memoryview(packed), np.empty(10, np.uint16))

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cellray.atlas.manifest import publish
 from cellray.atlas.splits import (
     SIDES,
     TEST,
@@ -18,7 +19,6 @@ from cellray.atlas.splits import (
     store_split,
     stored_split,
 )
-from cellray.atlas.staging import publish
 from cellray.atlas.store import Atlas
 from cellray.atlas.write import ingest
 from cellray.core.errors import CellrayError
@@ -183,6 +183,8 @@ def test_splits_that_are_made_at_once_are_all_kept(atlas):
 
 
 def test_a_split_that_does_not_fit_is_refused(atlas):
+    with pytest.raises(CellrayError, match="seed -4 is negative; give 0 or more"):
+        SplitSpec(seed=-4)
     with pytest.raises(CellrayError, match="cannot name a split"):
         store_split(atlas, "a/b", SplitSpec())
     with pytest.raises(CellrayError, match="no obs column 'knd'; did you mean 'kind'"):

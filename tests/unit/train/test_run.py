@@ -9,7 +9,7 @@ from cellray.atlas.store import Atlas
 from cellray.atlas.write import ingest
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
-from cellray.train.run import wants_gpu
+from cellray.train.run import pretrain, wants_gpu
 from cellray.train.setup import prepare
 
 SMALL = Recipe().with_(["data.batch_size=16", "data.slab_batches=2", "train.epochs=5"])
@@ -59,6 +59,24 @@ def test_a_named_split_is_validated_on_and_its_test_cells_are_not_touched(atlas)
 def test_what_a_batch_is_to_bring_is_checked_before_training(atlas, change, words):
     with pytest.raises(CellrayError, match=words):
         prepare(SMALL.with_([change]), atlas)
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("file/below", "file/below cannot be written: Not a directory; choose another --storage"),
+        ("", "an empty URL"),
+        ("gs://bucket/runs", "cannot open gs://bucket/runs; give a local path or s3://"),
+    ],
+)
+def test_a_place_for_checkpoints_is_tried_before_anything_starts(
+    atlas, tmp_path, monkeypatch, storage, words
+):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CellrayError, match=words):
+        pretrain(SMALL, atlas.url, "m", storage=storage)
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]  # no MLflow run either
 
 
 @pytest.mark.parametrize(
