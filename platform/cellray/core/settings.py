@@ -17,7 +17,8 @@ def read_yaml(path: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     except FileNotFoundError as error:
         near = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise CellrayError(
-            f"no file {path}", suggest(path.name, [file.name for file in near])
+            f"no file {path}",
+            suggest(path.name, [file.name for file in near]) if near else "check the path",
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise CellrayError(f"{path} is not YAML: {error}", "see configs/pretrain/") from error

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cellray.atlas.choose import Choice, choose, validation_cells
+from cellray.atlas.choose import Choice, check_read, choose, validation_cells
 from cellray.atlas.genes import variable_genes
 from cellray.atlas.naming import named_table
 from cellray.atlas.plan import spans_of
@@ -93,11 +93,7 @@ def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
     files = dict.fromkeys(part.settings[SETS] for part in recipe.views if SETS in part.settings)
     sets_read = {path: read_gene_sets(path) for path in files}
     data = recipe.data
-    for column in data.columns:
-        atlas.require_column(column)
-    for path in data.matrices:
-        atlas.require_matrix(path)
-    Batch.of(atlas.probe(obs=data.columns, matrices=data.matrices))  # refuses strings
+    check_read(data, atlas)
     choice = choose(recipe, atlas)
     genes = atlas.genes
     if data.genes is not None:
