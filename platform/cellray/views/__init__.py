@@ -1,1 +1,1 @@
-"""Views: augmentations of a batch that report what they hid. The table is `VIEWS`."""
+"""Views: changes of a cell, and what of it is to be predicted. The table is `VIEWS`."""
