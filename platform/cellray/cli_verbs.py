@@ -96,7 +96,7 @@ def pretrain(
             storage=storage,
             progress=to.progress,
         )
-        text = answers.facts({"registered": ref.uri, "run": ref.run_id, **ref.metrics})
+        text = answers.facts({"registered": ref.uri, "run": ref.run_id, **ref.metrics, **ref.notes})
         where = f"{shlex.quote(ref.uri)} --atlas {shlex.quote(atlas)}"
         to.answer(ref, f"{text}\nnext: cellray evaluate {where} --label COLUMN")
 

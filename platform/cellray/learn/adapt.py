@@ -64,6 +64,12 @@ def adapt(encoder: Encoder, init: Init) -> None:
         parameter.requires_grad_(name not in chosen)
     if init.lora_rank:
         for layer in [m for m in encoder.modules() if isinstance(m, nn.Linear)]:
+            if init.lora_rank > min(layer.weight.shape):
+                raise CellrayError(
+                    f"init.lora_rank {init.lora_rank} is above {min(layer.weight.shape)}, the "
+                    "width of a layer",
+                    "4 to 16 are usual",
+                )
             layer.weight.requires_grad = False
             update = LowRank(layer.weight, rank=init.lora_rank, alpha=init.lora_alpha)
             parametrize.register_parametrization(layer, "weight", update)
@@ -117,81 +123,99 @@ class Overlap:
     fresh: tuple[str, ...]
 
 
+Names = tuple[Sequence[str], Sequence[str]]
+"""Of a model's genes and of its batches: what its weights belong to."""
+
+
 def adopt(
     module: nn.Module,
-    genes: Sequence[str],
+    names: Names,
     source: nn.Module,
-    source_genes: Sequence[str],
+    source_names: Names,
     *,
-    axes: dict[str, tuple[int, ...]],
+    axes: dict[str, tuple[tuple[int, int], ...]],
 ) -> Overlap:
-    """Copy the weights of another model into one, gene by gene where they belong to genes.
+    """Copy the weights of another model into one, by name where they belong to genes or batches.
 
     Parameters
     ----------
-    module, genes
-        What gets the weights, and the names of its genes.
-    source, source_genes
+    module, names
+        What gets the weights, and the names of its genes and batches.
+    source, source_names
         What gives them.
     axes
-        Which dimensions of a weight count genes, by its name, from `gene_axes`.
+        Which dimensions of a weight count genes (0) or batches (1), by its name: pairs of
+        dimension and which, from `named_axes`.
 
     Raises
     ------
     CellrayError
         No gene in common, or no weight of equal name and shape.
     """
-    places = pd.Index(list(source_genes)).get_indexer(pd.Index(list(genes)))
-    known = torch.from_numpy(places >= 0).nonzero().squeeze(1)
-    if not len(known):
+    matches = [_match(*pair) for pair in zip(names, source_names, strict=True)]
+    n_known = len(matches[0][0])
+    if not n_known:
         raise CellrayError(
             f"the model to start from has none of the atlas's genes; its first is "
-            f"'{source_genes[0]}', the atlas's '{genes[0]}'",
+            f"'{source_names[0][0]}', the atlas's '{names[0][0]}'",
             "start from a model of the same kind of gene names",
         )
-    theirs = torch.from_numpy(places)[known]
     given, taken, fresh = plain_state(source), [], []
     with torch.no_grad():
         for name, mine in module.state_dict(keep_vars=True).items():
             plain = _plain(name)
-            if plain not in given:
+            belongs = axes.get(plain, ())
+            there = list(mine.shape)
+            for axis, which in belongs:
+                there[axis] = len(source_names[which])
+            if plain not in given or list(given[plain].shape) != there:
                 fresh.append(plain)
                 continue
-            its, here, there = given[plain], mine, list(mine.shape)
-            for axis in axes.get(plain, ()):
-                there[axis] = len(source_genes)
-            if list(its.shape) != there:
-                fresh.append(plain)
-                continue
-            value = here.detach().clone()
-            _copy(value, its, known, theirs, axes.get(plain, ()))
-            here.copy_(value)
+            value = mine.detach().clone()
+            _copy(value, given[plain], [(axis, *matches[which]) for axis, which in belongs])
+            mine.copy_(value)
             taken.append(plain)
     if not taken:
         raise CellrayError(
             "no weight of the model to start from fits", "set encoder to that model's settings"
         )
-    return Overlap(len(known), len(genes), tuple(taken), tuple(fresh))
+    return Overlap(n_known, len(names[0]), tuple(taken), tuple(fresh))
 
 
-def gene_axes(build: Callable[[int], nn.Module]) -> dict[str, tuple[int, ...]]:
-    """Find which dimensions of a module's weights count genes.
+def named_axes(
+    build: Callable[[int, int], nn.Module], n_batches: int
+) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Find which dimensions of a module's weights count genes, and which batches.
 
-    It is built for two numbers of genes, without memory: the dimensions that differ are those.
+    It is built, without memory, for other numbers of them: the dimensions that differ are those.
 
     Parameters
     ----------
     build
-        Makes the module for a number of genes.
+        Makes the module for a number of genes and a number of batches.
+    n_batches
+        Batches of the model; without any, nothing belongs to them.
     """
+    sizes = [(1000, n_batches), (1001, n_batches)]
+    sizes += [(1000, n_batches + 1)] if n_batches else []
     with torch.device("meta"):
-        one, two = (plain_state(build(n)) for n in (1000, 1001))
+        one, *others = (plain_state(build(*size)) for size in sizes)
     return {
         name: tuple(
-            axis for axis, (a, b) in enumerate(zip(w.shape, two[name].shape, strict=True)) if a != b
+            (axis, which)
+            for which, other in enumerate(others)
+            for axis, (a, b) in enumerate(zip(w.shape, other[name].shape, strict=True))
+            if a != b
         )
         for name, w in one.items()
     }
+
+
+def _match(names: Sequence[str], others: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Give the places of names that both have, in the one and in the other."""
+    places = torch.from_numpy(pd.Index(list(others)).get_indexer(pd.Index(list(names))))
+    known = (places >= 0).nonzero().squeeze(1)
+    return known, places[known]
 
 
 def plain_state(module: nn.Module) -> State:
@@ -207,15 +231,10 @@ def _plain(name: str) -> str:
     return name.replace(f"{PARAMETRIZED}weight.original", "weight")
 
 
-def _copy(mine: Tensor, its: Tensor, known: Tensor, theirs: Tensor, axes: tuple[int, ...]) -> None:
-    """Write the rows or columns of the genes that both have; the others stay as they are."""
-    if not axes:
-        mine.copy_(its)
-        return
-    to: list[Any] = [slice(None)] * mine.ndim
-    of: list[Any] = [slice(None)] * mine.ndim
-    for place, axis in enumerate(axes):
-        shape = [1] * len(axes)
-        shape[place] = -1
-        to[axis], of[axis] = known.view(shape), theirs.view(shape)
-    mine[tuple(to)] = its[tuple(of)]
+def _copy(mine: Tensor, its: Tensor, axes: Sequence[tuple[int, Tensor, Tensor]]) -> None:
+    """Write the rows or columns that both have; the others stay as they are."""
+    to: list[Any] = [torch.arange(n) for n in mine.shape]
+    of: list[Any] = [torch.arange(n) for n in its.shape]
+    for axis, known, theirs in axes:
+        to[axis], of[axis] = known, theirs
+    mine[torch.meshgrid(*to, indexing="ij")] = its[torch.meshgrid(*of, indexing="ij")]

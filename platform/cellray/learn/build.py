@@ -12,7 +12,7 @@ from cellray.nets.encoder import Encoder
 from cellray.nets.table import ENCODERS
 from cellray.objectives.objective import Objective
 from cellray.objectives.table import OBJECTIVES
-from cellray.views.table import VIEWS, check_views
+from cellray.views.table import MASKS, VIEWS, check_views
 from cellray.views.view import View
 
 _PROBE = (64, 2)
@@ -46,6 +46,14 @@ def check_recipe(recipe: Recipe, genes: Genes | None = None) -> None:
     if not objective.shardable and recipe.train.strategy == "fsdp":
         raise CellrayError(f"objective '{name}' cannot be sharded", "set train.strategy to ddp")
     mend = "add views: [{name: random_mask}]"
+    if objective.needs_tokens:
+        for part in recipe.views:
+            if part.name not in MASKS:
+                raise CellrayError(
+                    f"objective '{name}' hides values in tokens where a mask says so, and view "
+                    f"'{part.name}' is none",
+                    f"name {' or '.join(sorted(MASKS))} alone",
+                )
     if objective.n_views > 1 and not recipe.views:
         raise CellrayError(
             f"objective '{name}' compares {objective.n_views} views of a cell, which are equal "

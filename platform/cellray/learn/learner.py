@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from cellray.core.bits import keys
 from cellray.core.cells import UNKNOWN, Cells
 from cellray.core.genes import Genes, GeneSets
+from cellray.core.parts import check_part
 from cellray.core.recipe import Recipe
 from cellray.core.seeds import seed_of
 from cellray.core.sparse import Matrix, Sparse
 from cellray.core.types import TARGET_SUM
-from cellray.learn.adapt import Overlap, adopt, gene_axes
+from cellray.learn.adapt import Overlap, adopt, named_axes
 from cellray.learn.build import build_views, check_recipe, networks
 from cellray.nets.encoder import Encoder
 from cellray.objectives.objective import Objective
+from cellray.objectives.table import OBJECTIVES
 from cellray.views.view import View
 
 
@@ -132,21 +134,30 @@ class Learner(nn.Module):
         CellrayError
             No gene or no weight in common.
         """
-        alike = self.recipe.objective == other.recipe.objective
+        mine, its = (
+            check_part("objective", OBJECTIVES, learner.recipe.objective)
+            for learner in (self, other)
+        )
+        alike = self.recipe.objective.name == other.recipe.objective.name and mine == its
 
-        def part(learner: Learner) -> nn.Module:
-            parts = {"encoder": learner.encoder}
-            return nn.ModuleDict(parts | ({"objective": learner.objective} if alike else {}))
+        def parts(encoder: nn.Module, objective: nn.Module) -> nn.Module:
+            return nn.ModuleDict({"encoder": encoder} | ({"objective": objective} if alike else {}))
 
-        def build(n_genes: int) -> nn.Module:
-            encoder, objective = networks(self.recipe, n_genes, len(self.batches))
-            parts = {"encoder": encoder}
-            return nn.ModuleDict(parts | ({"objective": objective} if alike else {}))
-
-        found = adopt(part(self), self.genes, part(other), other.genes, axes=gene_axes(build))
-        if not alike:
-            self.objective.begin(self.encoder)
-        return found
+        found = adopt(
+            parts(self.encoder, self.objective),
+            (self.genes, self.batches),
+            parts(other.encoder, other.objective),
+            (other.genes, other.batches),
+            axes=named_axes(
+                lambda *sizes: parts(*networks(self.recipe, *sizes)), len(self.batches)
+            ),
+        )
+        self.encoder.adopted()
+        if alike:
+            return found
+        self.objective.begin(self.encoder)
+        fresh = tuple(f"objective.{name}" for name, _ in self.objective.named_parameters())
+        return replace(found, fresh=found.fresh + fresh)
 
     def forward(
         self,

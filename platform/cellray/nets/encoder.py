@@ -50,6 +50,9 @@ class Encoder(nn.Module):
         Called once for a run if `needs_sample`; what is learnt must be a buffer.
         """
 
+    def adopted(self) -> None:
+        """Mend what does not hold any more after weights were taken over gene by gene."""
+
     def forward(self, x_BG: Matrix, cells: Cells | None = None) -> Tensor:
         """Embed cells.
 

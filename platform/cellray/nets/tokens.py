@@ -118,6 +118,10 @@ class TokenEncoder(Encoder):
         places = coexpression_places(dense(x_BG).cpu().numpy())
         self.place_G.copy_(torch.from_numpy(places))
 
+    def adopted(self) -> None:
+        """Give the places new numbers: those of other genes leave gaps, and may come twice."""
+        self.place_G.copy_(self.place_G.argsort(stable=True).argsort())
+
     def forward(self, x_BG: Matrix, cells: Cells | None = None) -> Tensor:
         """Embed cells, shape (B, G) to (B, D)."""
         return self.tokens(x_BG, cells).z_BD

@@ -96,15 +96,14 @@ class Masked(Objective):
                 seen_BG = (-dropout_BG[0]).sigmoid() if dropout_BG else 1.0
                 predicted_BG = (output_BG.exp() * seen_BG).log1p()
                 error = ((predicted_BG - true_BG) * target_BG).square().sum()
-        count_G = target_BG.sum(dim=0, dtype=torch.float32)
-        count = count_G.sum()
+        count = target_BG.sum(dtype=torch.float32)
         wanted_BG = true_BG * target_BG
         if self.weights == "long_tail":
             weight_BG = (wanted_BG + LEAST_WEIGHT) * target_BG
             loss = global_mean((loss_BG * weight_BG).sum(), weight_BG.sum())
         else:
             loss = global_mean(loss_BG.sum(), count)
-        mean_G = wanted_BG.sum(dim=0) / count_G.clamp(min=1)
+        mean_G = true_BG.mean(dim=0)
         spread = wanted_BG.sub_(mean_G).mul_(target_BG).square_().sum()
         return {
             "loss": loss,

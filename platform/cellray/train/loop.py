@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from cellray.atlas.plan import Plan
 from cellray.core.errors import CellrayError
-from cellray.core.ranks import gather_with_grad
+from cellray.core.ranks import gather_with_grad, world_size
 from cellray.core.recipe import Recipe
 from cellray.core.seeds import seed_of
 from cellray.core.types import Rows
@@ -170,7 +170,8 @@ class Loop:
         """Say whether embeddings of the held-out cells still differ (`cellray.score.collapse`)."""
         pairs = []
         for rows in self.validation[: max(1, MONITORED_CELLS // self.plan.batch_size)]:
-            batch = Batch.of(rows).to(self.device)
+            few = rows.slice(0, min(len(rows), MONITORED_CELLS // world_size()))
+            batch = Batch.of(few).to(self.device)
             counts_BG = batch.counts(self.columns, n_genes=len(self.learner.genes))
             with autocast(self.recipe.train.precision, self.device):
                 pair = self.learner.embed_pair(counts_BG, batch.totals(), batch.cells_B)

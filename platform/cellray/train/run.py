@@ -6,7 +6,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class RunRef:
         ``models:/NAME/VERSION``.
     metrics
         ``best_validation_loss``, ``best_train_loss`` and ``best_step`` of the version's checkpoint.
+    notes
+        What matched: genes of gene sets, genes and weights of the model that it started from.
     """
 
     run_id: str
@@ -56,6 +58,7 @@ class RunRef:
     version: int
     uri: str
     metrics: dict[str, float]
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def pretrain(
@@ -110,7 +113,7 @@ def pretrain(
             "seed": recipe.seed,
         }
         version = models.register(learner, run_id=run_id, name=name, facts=facts, metrics=metrics)
-    return RunRef(run_id, name, version, f"models:/{name}/{version}", metrics)
+    return RunRef(run_id, name, version, f"models:/{name}/{version}", metrics, setup.notes())
 
 
 def _fit(

@@ -70,21 +70,26 @@ class Setup:
             "tail_positions_by_epoch": tails,
         }
 
-    def params(self) -> dict[str, str]:
-        """Say what an epoch holds and what it leaves out or repeats, for MLflow."""
-        plan = self.choice.plan
-        words = {"drop": "dropped", "pad": "repeated"}
-        params = {
-            "epoch_cells": str(plan.n_cells),
-            f"epoch_cells_{words[plan.tail]}": str(plan.tail_cells),
-        }
+    def notes(self) -> dict[str, str]:
+        """Say what matched: genes of gene sets, genes and weights of another model."""
+        notes = {}
         if self.sets:
             found = [f"{path}: {sets}" for path, sets in self.sets.items()]
-            params["gene_sets_matched"] = "; ".join(found)
+            notes["gene_sets_matched"] = "; ".join(found)
         if self.overlap is not None:
-            params["init_genes_matched"] = f"{self.overlap.genes} of {self.overlap.of}"
-            params["init_weights_fresh"] = " ".join(self.overlap.fresh)
-        return params
+            notes["init_genes_matched"] = f"{self.overlap.genes} of {self.overlap.of}"
+            notes["init_weights_fresh"] = " ".join(self.overlap.fresh)
+        return notes
+
+    def params(self) -> dict[str, str]:
+        """Say what an epoch holds, what it leaves out or repeats, and the notes, for MLflow."""
+        plan = self.choice.plan
+        words = {"drop": "dropped", "pad": "repeated"}
+        return {
+            "epoch_cells": str(plan.n_cells),
+            f"epoch_cells_{words[plan.tail]}": str(plan.tail_cells),
+            **self.notes(),
+        }
 
 
 def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
@@ -104,6 +109,7 @@ def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
     sets = {path: _match(path, read, atlas, genes) for path, read in sets_read.items()}
     check_recipe(recipe, Genes(tuple(genes.tolist()), sets))
     setup = Setup(choice, validation, tuple(genes.tolist()), batches, sets)
+    check_init(recipe)
     check_memory(recipe, setup.learner(recipe))
     setup = _begin(recipe, atlas, setup)
     facts = ", ".join(f"{name}={value}" for name, value in setup.params().items())
@@ -120,6 +126,7 @@ def _begin(recipe: Recipe, atlas: Atlas, setup: Setup) -> Setup:
         columns = torch.from_numpy(gene_columns(setup.genes, atlas.genes))
         counts_BG = batch.counts(columns, n_genes=len(setup.genes))
         learner.encoder.fit(normalise(counts_BG, batch.totals()))
+        learner.objective.begin(learner.encoder)
     if recipe.init.model is not None:
         overlap = learner.start_from(models.resolve(recipe.init.model).learner)
         logger.info(
@@ -133,6 +140,17 @@ def _begin(recipe: Recipe, atlas: Atlas, setup: Setup) -> Setup:
     elif not learner.encoder.needs_sample:
         return setup
     return replace(setup, initial=learner.state_dict(), overlap=overlap)
+
+
+def check_init(recipe: Recipe) -> None:
+    """Refuse to keep random weights as they are."""
+    init = recipe.init
+    if init.model is None and (init.freeze != "none" or init.lora_rank):
+        what = f"init.freeze={init.freeze}" if init.freeze != "none" else "init.lora_rank"
+        raise CellrayError(
+            f"{what} keeps weights that nothing has trained",
+            "name the model that they come from with init.model, or leave it out",
+        )
 
 
 def check_memory(recipe: Recipe, learner: Learner, *, limit: int | None = None) -> None:
@@ -156,7 +174,8 @@ def check_memory(recipe: Recipe, learner: Learner, *, limit: int | None = None) 
     CellrayError
         More is needed than there is.
     """
-    elsewhere = os.environ.get("RAY_ADDRESS", "local") != "local" or torch.cuda.is_available()
+    gpus = torch.cuda.is_available() and recipe.train.accelerator == "auto"
+    elsewhere = os.environ.get("RAY_ADDRESS", "local") != "local" or gpus
     if limit is None and (elsewhere or recipe.train.accelerator == "gpu"):
         return
     cells, views = recipe.data.batch_size, learner.objective.n_views

@@ -25,6 +25,9 @@ VIEWS: dict[str, Callable[..., View]] = {
     "random_mask": random_mask,
 }
 
+MASKS = frozenset({"programme_mask", "random_mask"})
+"""Views that hide entries, and change nothing else but the scale of what stays."""
+
 STARTS_FROM_COUNTS = frozenset({"binomial_thinning"})
 """Views that do not see what earlier ones did."""
 

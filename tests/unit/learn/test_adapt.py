@@ -5,7 +5,7 @@ import torch
 
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
-from cellray.learn.adapt import frozen_names, gene_axes, plain_state
+from cellray.learn.adapt import frozen_names, named_axes, plain_state
 from cellray.learn.learner import Learner
 from cellray.nets.mlp import MLP
 
@@ -27,10 +27,45 @@ def batch(genes=GENES):
     return counts, counts.sum(1), torch.arange(20), 0
 
 
-def test_gene_axes_are_found_by_building_twice():
-    axes = gene_axes(lambda n: MLP(n, 3, widths=(16,), dim=4))
+def test_axes_of_genes_and_batches_are_found_by_building_again():
+    axes = named_axes(lambda n, batches: MLP(n, batches, widths=(16,), dim=4), 3)
     found = {name: axis for name, axis in axes.items() if axis}
-    assert found == {"blocks.0.0.weight": (1,)}
+    assert found == {"blocks.0.0.weight": ((1, 0),), "covariate.shift": ((0, 1),)}
+
+
+def test_batches_are_matched_by_name():
+    recipe = Recipe.of(SMALL)
+    source = Learner.of(recipe, GENES, batches=("A", "B", "C"))
+    mine = Learner.of(recipe, GENES, batches=("D", "B", "A"))
+    with torch.no_grad():
+        source.encoder.covariate.shift.normal_()
+    mine.start_from(source)
+    shift, given = mine.encoder.covariate.shift, source.encoder.covariate.shift
+    assert torch.equal(shift[1:], given[[1, 0]])
+    assert not shift[0].any()
+
+
+def test_the_order_of_fewer_genes_is_an_order_again():
+    tokens = {"name": "transformer", "width": 8, "heads": 2, "layers": 1, "n_tokens": 8}
+    source = make(encoder=tokens, objective={"name": "simclr"})
+    source.encoder.place_G.copy_(torch.randperm(30, generator=torch.Generator().manual_seed(0)))
+    mine = make(GENES[::3], encoder=tokens, objective={"name": "simclr"}, seed=1)
+    mine.start_from(source)
+    expected = source.encoder.place_G[::3].argsort().argsort()
+    assert torch.equal(mine.encoder.place_G, expected)
+    counts, totals, *_ = batch(GENES[::3])
+    singly = torch.cat([mine.embed(counts[i : i + 1], totals[i : i + 1]) for i in range(20)])
+    torch.testing.assert_close(mine.embed(counts, totals), singly, rtol=0, atol=1e-5)
+
+
+def test_an_objective_with_its_defaults_written_out_is_the_same():
+    source = make(objective={"name": "masked"})
+    found = make(objective={"name": "masked", "widths": [256, 256, 512, 512]}, seed=1).start_from(
+        source
+    )
+    assert found.fresh == ()
+    other = make(objective={"name": "scmae"}, seed=1).start_from(source)
+    assert "objective.mask_head.weight" in other.fresh
 
 
 def test_the_same_genes_give_the_same_model():
@@ -91,6 +126,11 @@ def test_what_is_frozen_gets_no_gradient_and_does_not_move(freeze, trained):
     moved = {n for n, p in learner.encoder.named_parameters() if p.grad is not None}
     assert {name.rpartition(".")[0] for name in moved} == trained
     assert all(p.grad is not None for p in learner.objective.parameters())
+
+
+def test_updates_wider_than_a_layer_are_refused():
+    with pytest.raises(CellrayError, match=r"init\.lora_rank 9 is above 8"):
+        make(init={"lora_rank": 9})
 
 
 @pytest.mark.parametrize("freeze", ["blokcs", "("])

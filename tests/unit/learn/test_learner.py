@@ -150,6 +150,18 @@ def test_masked_prediction_of_unseen_cells_beats_the_genes_means():
         ({"objective": {"name": "simclr", "widths": []}}, "widths"),
         ({"views": []}, "objective 'masked' needs a view that hides genes; add views"),
         ({"views": [], "objective": {"name": "simclr"}}, "compares 2 views"),
+        (
+            {
+                "encoder": {"name": "transformer"},
+                "objective": {"name": "mvc"},
+                "views": [{"name": "random_mask"}, {"name": "gaussian_noise"}],
+            },
+            "view 'gaussian_noise' is none; name programme_mask or random_mask alone",
+        ),
+        (
+            {"objective": {"name": "bigan"}, "views": [], "train": {"strategy": "fsdp"}},
+            "cannot be sharded",
+        ),
     ],
 )
 def test_recipes_that_cannot_be_trained_are_refused(values, what):
