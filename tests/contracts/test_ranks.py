@@ -1,6 +1,7 @@
 """Two processes with half the cells each compute what one process computes with all of them."""
 
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from cellray.core.ranks import gather_with_grad, global_count, global_mean
 from cellray.core.recipe import Recipe
 from cellray.learn.learner import Learner
 from cellray.learn.optim import make_optimizer
+from cellray.nets.table import ENCODERS
+from cellray.nets.tokens import TokenEncoder
 from cellray.objectives.table import OBJECTIVES
 from cellray.train.parallel import parallelise
 
 WORLD = 2
 CELLS, GENES, STEPS = 24, 30, 20
-NAMES = sorted(n for n in OBJECTIVES if n != "mvc")
 SMALL = {
     "bigan": {"generator": [16], "critic": [16]},
     "byol": {"hidden": 16, "dim": 8},
@@ -25,15 +27,36 @@ SMALL = {
     "mvc": {"width": 16},
     "nnclr": {"bank": 32},
 }
-MLP = {"name": "mlp", "widths": [16], "dim": 8, "dropout": 0}
-TOKENS = {"name": "transformer", "width": 16, "layers": 1, "heads": 2, "n_tokens": 16, "dropout": 0}
+TOKENS = {"width": 16, "n_tokens": 16}
+NETS = {
+    "cnn": TOKENS | {"layers": 2},
+    "mamba": TOKENS | {"layers": 1},
+    "mixer": TOKENS,
+    "mlp": {"widths": [16], "dim": 8, "dropout": 0},
+    "transformer": TOKENS | {"layers": 1, "heads": 2, "dropout": 0},
+}
+PAIRS = [
+    (name, net)
+    for name in sorted(OBJECTIVES)
+    for net in sorted(ENCODERS)
+    if not OBJECTIVES[name].needs_tokens or issubclass(ENCODERS[net], TokenEncoder)
+]
+# Every objective with one encoder; the others take minutes.
+QUICK = [pair for pair in PAIRS if pair[1] == "mlp"] + [("mvc", "transformer")]
+SLOW = [pair for pair in PAIRS if pair not in QUICK]
+pairs = pytest.mark.parametrize(
+    "pair",
+    [*QUICK, *(pytest.param(pair, marks=pytest.mark.slow) for pair in SLOW)],
+    ids="-".join,
+)
 
 
-def make(name):
+def make(pair):
+    name, net = pair
     recipe = Recipe.of(
         {
             "objective": {"name": name} | SMALL.get(name, {}),
-            "encoder": TOKENS if OBJECTIVES[name].needs_tokens else MLP,
+            "encoder": {"name": net} | NETS.get(net, {}),
         }
     )
     return Learner.of(recipe, [f"g{i}" for i in range(GENES)], batches=("a", "b"))
@@ -69,20 +92,20 @@ def trained(learner):
     return [p for p in learner.parameters() if p.requires_grad]
 
 
-def in_rank(rank, folder):
+def in_rank(rank, folder, chosen):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
     )
     try:
         found = {}
-        for name in NAMES:
-            learner = make(name)
+        for pair in chosen:
+            learner = make(pair)
             module = parallelise(learner, "ddp", torch.device("cpu"))
             losses, grad = train(learner, module, rank)
             dist.all_reduce(losses)
             state = {key: value.clone() for key, value in learner.state_dict().items()}
-            found[name] = (losses / WORLD, grad, state)
+            found[pair] = (losses / WORLD, grad, state)
         x = torch.tensor([[rank + 1.0]], requires_grad=True)
         gathered = gather_with_grad(x)
         ((rank + 1) * gathered * torch.tensor([[10.0], [100.0]])).sum().backward()
@@ -95,26 +118,38 @@ def in_rank(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def ranks():
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(in_rank, args=(folder,), nprocs=WORLD)
-        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD)]
+def ranks_of():
+    """Give what both ranks found for the quick pairs, or for the slow ones."""
+
+    @cache
+    def spawn(kind):
+        with tempfile.TemporaryDirectory() as folder:
+            mp.spawn(in_rank, args=(folder, {"quick": QUICK, "slow": SLOW}[kind]), nprocs=WORLD)
+            return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD)]
+
+    return spawn
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_losses_and_gradients_equal_one_process(ranks, name):
-    alone = make(name)
+@pytest.fixture
+def ranks(ranks_of, request):
+    pair = getattr(request.node, "callspec", None)
+    return ranks_of("slow" if pair is not None and pair.params["pair"] in SLOW else "quick")
+
+
+@pairs
+def test_losses_and_gradients_equal_one_process(ranks, pair):
+    alone = make(pair)
     losses, grad = train(alone, alone, None)
     for found in ranks:
-        torch.testing.assert_close(found[name][0][0], losses[0], rtol=1e-5, atol=0)
-        torch.testing.assert_close(found[name][0], losses, rtol=1e-3, atol=0)
+        torch.testing.assert_close(found[pair][0][0], losses[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(found[pair][0], losses, rtol=1e-3, atol=0)
         small = 1e-5 * grad.abs().max().item()
-        torch.testing.assert_close(found[name][1], grad, rtol=1e-5, atol=small)
+        torch.testing.assert_close(found[pair][1], grad, rtol=1e-5, atol=small)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_all_ranks_have_the_same_weights_and_buffers(ranks, name):
-    one, two = (found[name][2] for found in ranks)
+@pairs
+def test_all_ranks_have_the_same_weights_and_buffers(ranks, pair):
+    one, two = (found[pair][2] for found in ranks)
     assert all(torch.equal(value, two[key]) for key, value in one.items())
 
 
