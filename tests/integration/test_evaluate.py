@@ -199,6 +199,20 @@ def test_a_model_of_another_atlas_and_fewer_genes_is_said_to_be_one(atlas, files
     assert found.metrics["model/knn/macro_f1"] == found.metrics["untrained/knn/macro_f1"]
 
 
+def test_a_model_that_knows_batches_has_an_untrained_baseline_that_does_too(
+    atlas, files, ray_local
+):
+    parts = "[{name: masked}, {name: batch_adversary}]"
+    recipe = RECIPE.with_([f"objective={{name: sum, parts: {parts}}}", "data.batch_key=donor"])
+    learner = Learner.of(recipe, atlas.genes.tolist(), batches=atlas.categories("donor").tolist())
+    assert learner.untrained().batches == learner.batches
+    with runs.run(experiment="cellray", run_name="batches", params={}, tags={}) as run_id:
+        facts = {"atlas": "elsewhere", "atlas_digest": "00", "cells": 1, "seed": 0}
+        models.register(learner, run_id=run_id, name="batches", facts=facts, metrics={})
+    found = evaluate("models:/batches", atlas.url, label="cell_type", seeds=2, max_cells=300)
+    assert found.metrics["model/knn/macro_f1"] == found.metrics["untrained/knn/macro_f1"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -16,6 +16,7 @@ from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.track.models import resolve
 from cellray.track.store import client, experiment_id
+from cellray.train.local import fit
 from cellray.train.run import pretrain
 from cellray.train.setup import prepare
 
@@ -81,6 +82,16 @@ def test_the_tail_of_every_epoch_is_listed(alone, atlas, tmp_path):
     assert len(spans) == plan["epochs"]
     for listed in spans.values():
         assert sum(span["stop"] - span["start"] for span in listed) == plan["tail_cells"]
+
+
+def test_the_same_is_trained_without_ray(alone, atlas):
+    records = []
+    learner = fit(Recipe.of(SMALL), Atlas.open(atlas), report=records.append)
+    theirs = [value for _, value in alone[1]]
+    np.testing.assert_allclose([r["train_loss"] for r in records], theirs, rtol=1e-5)
+    metrics = client().get_run(alone[0].run_id).data.metrics
+    assert records[-1]["validation_loss"] == pytest.approx(metrics["validation_loss"], rel=1e-5)
+    assert not learner.training
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -16,7 +16,6 @@ from cellray.evaluation.report import report_files, write_files
 from cellray.evaluation.table import TASKS
 from cellray.evaluation.task import Embeddings, Report, Spec, sample_cells
 from cellray.learn.embed import gene_columns, matched_share
-from cellray.learn.learner import Learner
 from cellray.track.models import Resolved, log_evaluation, resolve
 
 MAX_CELLS = 50_000
@@ -90,10 +89,8 @@ def evaluate(
     folder = folder.expanduser().absolute()
     check_folder(folder)
     columns = gene_columns(resolved.learner.genes, opened.genes)
-    untrained = Learner.of(resolved.learner.recipe, resolved.learner.genes)
-    model_ND, untrained_ND = embed_learners(
-        [resolved.learner, untrained], opened, progress=progress
-    )
+    learners = [resolved.learner, resolved.learner.untrained()]
+    model_ND, untrained_ND = embed_learners(learners, opened, progress=progress)
     # In the order of the sources: the splits then do not depend on how the atlas was shuffled.
     order = source_order(opened.obs(["cellray_source", "cellray_row"]))
     cells = order[sample_cells(opened.n_cells, max_cells, seed, "evaluation cells")]

@@ -95,8 +95,7 @@ def embed_rows(
         Shape (N, D), float32. Genes that the data lacks count as zero.
     """
     where = torch.from_numpy(columns).to(device)
-    one, two = (learner.encoder.activation_bytes(cells) for cells in (1, 2))
-    batch = max(1, min(batch, LARGEST_BYTES // max(1, two - one)))
+    batch = max(1, min(batch, LARGEST_BYTES // learner.cell_bytes))
     parts = []
     with torch.inference_mode():
         for start in range(0, len(rows), batch):

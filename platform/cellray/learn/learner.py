@@ -105,7 +105,7 @@ class Learner(nn.Module):
         genes
             Names of the model's genes.
         batches
-            Names of the batches of the covariate ``data.batch``.
+            Names of the batches of the covariate ``data.batch_key``.
         sets
             The gene sets that the recipe's views name, by file; only `forward` needs them.
 
@@ -120,6 +120,16 @@ class Learner(nn.Module):
             encoder, objective = networks(recipe, len(genes), len(batches))
         names = tuple(map(str, genes))
         return cls(recipe, names, encoder, objective, batches=tuple(batches), sets=sets)
+
+    def untrained(self) -> Self:
+        """Give the learner that this one was before training."""
+        return self.of(self.recipe, self.genes, batches=self.batches, sets=self._sets)
+
+    @cached_property
+    def cell_bytes(self) -> int:
+        """What the encoder computes of one more cell, in bytes; from `activation_bytes`."""
+        one, two = (self.encoder.activation_bytes(cells) for cells in (1, 2))
+        return max(1, two - one)
 
     @cached_property
     def views(self) -> tuple[View, ...]:
@@ -267,8 +277,8 @@ class Learner(nn.Module):
         Tensor, Tensor
             Both of shape (B, D), float32.
         """
-        cells = replace(Cells.of(normalise(counts_BG, totals_B)), counts_BG=counts_BG)
-        cells = replace(cells, totals_B=totals_B)
+        x_BG = normalise(counts_BG, totals_B)
+        cells = replace(Cells.of(x_BG), counts_BG=counts_BG, totals_B=totals_B)
         view_BG, _ = self.view(cells, cells_B, epoch=0, draw=0)
         return self._embed(cells.x_BG, None), self._embed(view_BG, None)
 

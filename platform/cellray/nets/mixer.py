@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from cellray.nets.mlp import Width
 from cellray.nets.norm import BatchNorm
-from cellray.nets.tokens import Length, Share, TokenEncoder, spread
+from cellray.nets.tokens import Length, Share, TokenEncoder, pooled
 
 LAST_LENGTH = 4
 
@@ -48,10 +48,7 @@ class Mixer(TokenEncoder):
 
     def mix(self, token_BSE: Tensor, kept_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Run the blocks and take the mean over what is left of the genes."""
-        x_BTE = token_BSE
-        for block in self.blocks:
-            x_BTE = block(x_BTE)
-        return x_BTE.mean(dim=1), token_BSE + spread(x_BTE, kept_BS.shape[1])
+        return pooled(self.blocks, token_BSE)
 
 
 class Block(nn.Module):

@@ -3,6 +3,7 @@
 Shape suffixes: B cells, G genes, S tokens, E token, D embedding; T of places after pooling.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -210,10 +211,22 @@ class TokenEncoder(Encoder):
         return place.argsort(), _number(x.rows, lengths_B)
 
 
-def spread(pooled_BTE: Tensor, length: int) -> Tensor:
-    """Give each token what was pooled where it stands, shape (B, T, E) to (B, length, E)."""
-    n_places = pooled_BTE.shape[1]
-    return pooled_BTE[:, torch.arange(length, device=pooled_BTE.device) * n_places // length]
+def pooled(blocks: Iterable[nn.Module], token_BSE: Tensor) -> tuple[Tensor, Tensor]:
+    """Run blocks that leave fewer and fewer places, and take the mean over the last ones.
+
+    Returns
+    -------
+    z_BE : Tensor
+        The mean.
+    states_BSE : Tensor
+        Each token plus what it was pooled into.
+    """
+    x_BTE = token_BSE
+    for block in blocks:
+        x_BTE = block(x_BTE)
+    length, n_places = token_BSE.shape[1], x_BTE.shape[1]
+    place_S = torch.arange(length, device=x_BTE.device) * n_places // length
+    return x_BTE.mean(dim=1), token_BSE + x_BTE[:, place_S]
 
 
 def _expressed(x_BG: Matrix) -> Sparse:

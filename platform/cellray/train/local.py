@@ -11,12 +11,10 @@ import torch
 from cellray.atlas.store import Atlas
 from cellray.core.recipe import Recipe
 from cellray.feed.reader import read_batches
-from cellray.learn.embed import gene_columns
 from cellray.learn.learner import Learner
-from cellray.learn.optim import make_optimizer, make_schedule
-from cellray.train.loop import Loop, Record
+from cellray.train.loop import Record
 from cellray.train.setup import prepare
-from cellray.train.worker import validation_share
+from cellray.train.worker import make_loop
 
 
 def fit(
@@ -51,30 +49,17 @@ def fit(
     """
     setup = prepare(recipe, atlas)
     plan, data = setup.choice.plan, recipe.data
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = torch.cuda.is_available() and recipe.train.accelerator != "cpu"
+    device = torch.device("cuda" if gpu else "cpu")
     learner = change(setup.learner(recipe)).to(device)
-    optimizer = make_optimizer(learner, recipe.optim)
 
     def take(records: Sequence[Record], summary: Mapping[str, Any]) -> None:
         del summary
         for record in records:
             report(record)
 
-    loop = Loop(
-        recipe=recipe,
-        plan=plan,
-        learner=learner,
-        module=learner,
-        optimizer=optimizer,
-        schedule=make_schedule(
-            optimizer, recipe.optim, plan.steps, steps_per_epoch=plan.steps_per_epoch
-        ),
-        columns=torch.from_numpy(gene_columns(learner.genes, atlas.genes)).to(device),
-        validation=validation_share(
-            atlas, setup.validation_cells, plan.batch_size, 0, 1, obs=data.columns
-        ),
-        report=take,
-        device=device,
+    loop = make_loop(
+        recipe, plan, learner, atlas, setup.validation_cells, take, module=learner, device=device
     )
     loop.run(
         read_batches(atlas, plan, setup.choice.selection, obs=data.columns, matrices=data.matrices)

@@ -110,16 +110,17 @@ def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
     check_recipe(recipe, Genes(tuple(genes.tolist()), sets))
     setup = Setup(choice, validation, tuple(genes.tolist()), batches, sets)
     check_init(recipe)
-    check_memory(recipe, setup.learner(recipe))
-    setup = _begin(recipe, atlas, setup)
+    learner = setup.learner(recipe)
+    check_memory(recipe, learner)
+    setup = _begin(recipe, atlas, setup, learner)
     facts = ", ".join(f"{name}={value}" for name, value in setup.params().items())
     logger.info("%d steps; %s", choice.plan.steps, facts)
     return setup
 
 
-def _begin(recipe: Recipe, atlas: Atlas, setup: Setup) -> Setup:
+def _begin(recipe: Recipe, atlas: Atlas, setup: Setup, learner: Learner) -> Setup:
     """Give the weights and buffers that all workers start from, if not those of the seed."""
-    learner, overlap = setup.learner(recipe), None
+    overlap = None
     if learner.encoder.needs_sample:
         train = np.flatnonzero(setup.choice.sides == TRAIN)
         batch = Batch.of(atlas.read_cells(train[:SAMPLE_CELLS]))  # the atlas is shuffled

@@ -12,6 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from cellray.atlas.plan import Plan
 from cellray.atlas.store import Atlas
@@ -22,7 +23,7 @@ from cellray.learn.embed import gene_columns
 from cellray.learn.learner import Learner
 from cellray.learn.optim import make_optimizer, make_schedule
 from cellray.train.checkpoint import load_checkpoint, save_checkpoint
-from cellray.train.loop import Loop, Record
+from cellray.train.loop import Loop, Record, Report
 from cellray.train.parallel import parallelise
 
 PREFETCHED_SHARES = 2  # on their way to this node while the current one trains
@@ -35,8 +36,8 @@ def train_worker(config: Mapping[str, Any]) -> None:
     ----------
     config
         ``recipe`` and ``plan``; ``genes``, ``batches`` and gene ``sets`` of the model, and the
-        ``initial`` weights or None; the
-        ``atlas``'s URL and the ``validation`` cells (int64, sorted).
+        ``initial`` weights or None; the ``atlas``'s URL and the ``validation`` cells (int64,
+        sorted).
     """
     recipe: Recipe = config["recipe"]
     plan: Plan = config["plan"]
@@ -49,9 +50,55 @@ def train_worker(config: Mapping[str, Any]) -> None:
     if config["initial"] is not None:
         learner.load_state_dict(config["initial"])
     learner = learner.to(device)
-    module = parallelise(learner, recipe.train.strategy, device)
+    loop: Loop = make_loop(
+        recipe,
+        plan,
+        learner,
+        atlas,
+        config["validation"],
+        lambda records, summary: _report(loop, records, summary),
+        module=parallelise(learner, recipe.train.strategy, device),
+        device=device,
+        rank=rank,
+        world=world,
+    )
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            loop.state = load_checkpoint(Path(folder), learner, loop.optimizer, loop.schedule)
+    shard = ray.train.get_dataset_shard("train")
+    tables = shard.iter_batches(
+        batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_SHARES
+    )
+    loop.run(stream(tables, plan, loop.state.step, rank=rank))
+
+
+def make_loop(
+    recipe: Recipe,
+    plan: Plan,
+    learner: Learner,
+    atlas: Atlas,
+    validation: NDArray[np.int64],
+    report: Report,
+    *,
+    module: nn.Module,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+) -> Loop:
+    """Put a loop together: optimiser, schedule, columns and held-out cells.
+
+    Parameters
+    ----------
+    recipe, plan, learner, report, module, device, rank
+        As the loop keeps them; the learner is on its device, sharded if it shall be.
+    atlas, validation
+        Where the held-out cells lie, and which they are.
+    world
+        Ranks that share them.
+    """
     optimizer = make_optimizer(learner, recipe.optim)
-    loop: Loop = Loop(
+    return Loop(
         recipe=recipe,
         plan=plan,
         learner=learner,
@@ -63,26 +110,17 @@ def train_worker(config: Mapping[str, Any]) -> None:
         columns=torch.from_numpy(gene_columns(learner.genes, atlas.genes)).to(device),
         validation=validation_share(
             atlas,
-            config["validation"],
+            validation,
             plan.batch_size,
             rank,
             world,
             obs=recipe.data.columns,
             matrices=recipe.data.matrices,
         ),
-        report=lambda records, summary: _report(loop, records, summary),
+        report=report,
         device=device,
         rank=rank,
     )
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            loop.state = load_checkpoint(Path(folder), learner, optimizer, loop.schedule)
-    shard = ray.train.get_dataset_shard("train")
-    tables = shard.iter_batches(
-        batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_SHARES
-    )
-    loop.run(stream(tables, plan, loop.state.step, rank=rank))
 
 
 def stream(tables: Iterable[Any], plan: Plan, step: int, *, rank: int = 0) -> Iterator[Rows]:
