@@ -184,7 +184,7 @@ def inspect(
             document = forecast(
                 opened,
                 choose(chosen, opened),
-                world=chosen.train.num_workers,
+                world=chosen.train.worlds[-1],
                 label=label,
                 matrices=chosen.data.matrices,
             )

@@ -1,6 +1,7 @@
 """From a recipe to the cells of an atlas: what is held out, what an epoch holds, in which order."""
 
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from cellray.atlas.splits import (
 from cellray.atlas.store import Atlas
 from cellray.atlas.weights import MOST_CODES, select
 from cellray.core.errors import CellrayError
-from cellray.core.recipe import Data, Recipe
+from cellray.core.recipe import Recipe
+from cellray.core.sections import Data
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ def choose(recipe: Recipe, atlas: Atlas) -> Choice:
         batch_size=data.batch_size,
         epochs=recipe.train.epochs,
         seed=recipe.seed,
-        world=recipe.train.num_workers,
+        world=lcm(*recipe.train.worlds),
         slab_batches=data.slab_batches,
         mix=data.mix,
         tail=data.tail,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cellray.core.errors import CellrayError
-from cellray.core.recipe import Init
+from cellray.core.sections import Init
 from cellray.nets.encoder import Encoder
 
 State = dict[str, Tensor]

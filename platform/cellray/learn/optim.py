@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cellray.core.recipe import Optim
+from cellray.core.sections import Optim
 
 TRUST = 1e-3
 """LARS: how far a step may move a layer, relative to the norm of its weights."""

@@ -137,7 +137,7 @@ def _fit(
             atlas=atlas,
             plan=setup.choice.plan,
             selection=setup.choice.selection,
-            world=recipe.train.num_workers,
+            world=recipe.train.worlds[-1],
             obs=recipe.data.columns,
             matrices=recipe.data.matrices,
         )
@@ -154,7 +154,7 @@ def _fit(
                 "validation": setup.validation_cells,
             },
             scaling_config=ray.train.ScalingConfig(
-                num_workers=recipe.train.num_workers,
+                num_workers=recipe.train.num_workers,  # type: ignore[arg-type] # Ray does not annotate elastic
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": recipe.train.cpus_per_worker},
             ),
@@ -196,7 +196,7 @@ def wants_gpu(recipe: Recipe, resources: Mapping[str, float]) -> bool:
     """
     if recipe.train.accelerator != "auto":
         return recipe.train.accelerator == "gpu"
-    gpus, workers = int(resources.get("GPU", 0)), recipe.train.num_workers
+    gpus, workers = int(resources.get("GPU", 0)), recipe.train.worlds[0]
     if 0 < gpus < workers:
         raise CellrayError(
             f"{workers} workers would share {gpus} GPUs",

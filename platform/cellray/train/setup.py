@@ -182,7 +182,7 @@ def check_memory(recipe: Recipe, learner: Learner, *, limit: int | None = None) 
     cells, views = recipe.data.batch_size, learner.objective.n_views
     activations = views * learner.encoder.activation_bytes(cells)
     weights = sum(p.numel() * (4 if p.requires_grad else 1) for p in learner.parameters()) * 4
-    needed = activations + weights * recipe.train.num_workers
+    needed = activations + weights * recipe.train.worlds[-1]
     limit = psutil.virtual_memory().total if limit is None else limit
     if needed > limit:
         raise CellrayError(

@@ -41,7 +41,7 @@ def test_flat_names_every_leaf_once():
         ({"data": {"split": "a", "split_by": "b"}}, "data.split and data.split_by exclude"),
         ({"data": {"weights": "a", "balance": "b"}}, "data.weights and data.balance exclude"),
         ({"data": {"stratify": "a", "slab_batches": 1}}, "set data.slab_batches to 4 or more"),
-        ({"train": {"num_workers": 3}}, "multiple of train.num_workers"),
+        ({"train": {"num_workers": 3}}, "multiple of 3"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(values, words):

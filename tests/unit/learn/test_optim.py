@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cellray.core.recipe import Optim
+from cellray.core.sections import Optim
 from cellray.learn.optim import make_optimizer, make_schedule
 
 
