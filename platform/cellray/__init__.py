@@ -19,6 +19,7 @@ _VERBS = {
     "ingest": "cellray.atlas.write",
     "pretrain": "cellray.train.run",
     "resolve": "cellray.track.models",
+    "resume": "cellray.train.run",
 }
 
 __all__ = [*_VERBS, "__version__"]

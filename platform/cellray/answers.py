@@ -84,6 +84,46 @@ def plan_text(document: Mapping[str, Any]) -> str:
     return f"{facts(lines)}\nestimated from {document['sampled_slabs']} slabs, indices warm"
 
 
+def budget_text(document: Mapping[str, Any]) -> str:
+    """Lay out what `cellray.train.budget.budget` found."""
+    recipe, memory = document["recipe"], document["memory"]
+    least, most = document["workers"]
+    workers = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    passes = recipe["accumulate"]
+    where = "GPU" if document["gpu"] else "CPU"
+    each = document["checkpoint"]
+    lines = {
+        "parameters": f"{document['parameters']:,}, {document['trained']:,} of them trained",
+        "workers": f"{workers} on the {where}, {recipe['strategy']}, {recipe['precision']}",
+        "epoch": f"{document['epoch_cells']:,} cells in {document['steps_per_epoch']:,} steps of "
+        f"{recipe['batch_size']:,}" + (f", in {passes} passes each" if passes > 1 else ""),
+        "run": f"{recipe['epochs']:,} epochs, {document['steps']:,} steps",
+        "read": f"{size(document['read_epoch'])} an epoch, {size(document['read'])} in all; "
+        f"{size(document['decoded'])} decoded",
+        "checkpoints": f"{size(each)} each, {document['checkpoints']} kept",
+        "FLOPs": f"{document['flops_per_cell']:.3g} a cell, {document['flops']:.3g} in all",
+    }
+    parts = {
+        "parameters": "parameters and buffers",
+        "gradients": "gradients",
+        "moments": "what the optimiser keeps",
+        "gathered": "copies for the other workers",
+        "activations": "a pass: batch and activations",
+        "feed": "cells on their way",
+        "checkpoint": "a checkpoint that is being written",
+    }
+    rows = [[words, size(memory[name])] for name, words in parts.items() if memory[name]]
+    rows += [["in all, with the process", size(memory["host"])]]
+    rows += [["on the GPU", size(memory["device"])]] if document["gpu"] else []
+    width = max(len(amount) for _, amount in rows)
+    worker = facts({words: amount.rjust(width) for words, amount in rows})
+    return (
+        f"{facts(lines)}\n\nmemory of a worker\n{indent(worker)}\n\nall workers, the driver and "
+        f"Ray's object store on one machine take {size(document['machine'])}\n"
+        "memory, bytes read and FLOPs are estimates"
+    )
+
+
 def report_text(document: Mapping[str, Any]) -> str:
     """Lay out the scores of an evaluation, method by method."""
     metrics = document["metrics"]

@@ -22,6 +22,8 @@ TERMINATED = 143
 WRAPPINGS = ("cause", "controller_failure", "_base_exc")
 """Where Ray's errors keep what a task, a train controller and a train worker raised."""
 
+_terminated: list[int] = []
+
 app = typer.Typer(
     name="cellray",
     help="Self-supervised learning on single-cell atlases, on Ray.\n\n"
@@ -64,12 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         0; 1 for a bug or a demo that fails; 2 for what the user can mend, said in one line; 130
-        for Ctrl-C.
+        for Ctrl-C, 143 for SIGTERM.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if threading.current_thread() is threading.main_thread():
-        # `ray job stop` and `kill` end a run as Ctrl-C does: what was begun is put away.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+        signal.signal(signal.SIGTERM, _terminate)
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         code = app(arguments, prog_name="cellray", standalone_mode=False)
@@ -78,15 +79,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the outermost place: bugs show their traceback
         cause = user_error(error)
         if cause is None and interrupted(error):
-            print("interrupted", file=sys.stderr)
-            return INTERRUPTED
+            return _interrupted()
         if cause is None:
             traceback.print_exception(error)
             return 1
         return _refuse(cause.what, cause.mend, as_json="--json" in arguments)
     if code == INTERRUPTED:
-        print("interrupted", file=sys.stderr)
+        return _interrupted()
     return code if isinstance(code, int) else 0
+
+
+def _terminate(*_: object) -> None:
+    """End as Ctrl-C does, for `ray job stop` and `kill`: what was begun is put away."""
+    _terminated.append(TERMINATED)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        sys.exit(TERMINATED)
+    signal.raise_signal(signal.SIGINT)  # while it trains, Ray ends its workers by a way of its own
+
+
+def _interrupted() -> int:
+    print("terminated" if _terminated else "interrupted", file=sys.stderr)
+    return TERMINATED if _terminated else INTERRUPTED
 
 
 def interrupted(error: BaseException) -> bool:

@@ -5,20 +5,22 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-if TYPE_CHECKING:
-    from cellray.core.types import Progress  # with NumPy and SciPy, too slow for --help
+from rich.console import Console as RichConsole
+from rich.console import Group
+from rich.live import Live
+
+from cellray.display import Stage, bar, block, plain
 
 PLAIN_EVERY = 5.0
-"""Seconds between progress lines where stderr is no terminal."""
-
-_STEPS = {"train"}
+"""Seconds between lines of a stage where stderr is no terminal."""
 
 
 @dataclass
@@ -37,14 +39,16 @@ class Console:
 
     out: TextIO
     as_json: bool
-    progress: "Progress"
+    progress: "Lines | Screen"
 
     def say(self, line: str) -> None:
-        """Tell the user something that is not the answer; on stderr."""
+        """Tell the user something that is not the answer; on stderr, below what was shown."""
+        self.progress.settle()
         print(line, file=sys.stderr, flush=True)
 
     def answer(self, document: object, text: str) -> None:
         """Print the command's one answer: the document as JSON, or the text for people."""
+        self.progress.settle()
         print(dump(document) if self.as_json else text, file=self.out, flush=True)
 
 
@@ -56,77 +60,109 @@ def console(*, as_json: bool) -> Iterator[Console]:
     the block ends, at the level of descriptors, so that stdout holds the answer alone.
     """
     sys.stdout.flush()
+    progress = shown_progress()
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
-        with (
-            os.fdopen(kept, "w", closefd=False) as out,
-            redirect_stdout(sys.stderr),
-            shown_progress() as progress,
-        ):
-            yield Console(out, as_json, progress)
+        with os.fdopen(kept, "w", closefd=False) as out, redirect_stdout(sys.stderr):
+            try:
+                yield Console(out, as_json, progress)
+            finally:
+                progress.settle()
     finally:
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
 
 
-@contextmanager
-def shown_progress() -> "Iterator[Progress]":
-    """Give a `Progress`: bars where stderr is a terminal, else a plain line now and then."""
-    if not sys.stderr.isatty():
-        yield _plain_progress()
-        return
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+class Lines:
+    """Progress as plain lines: one a stage now and then, and one at its end."""
 
-    bars = Bars(
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=RichConsole(stderr=True),
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    tasks: dict[str, tuple[Any, float]] = {}
+    def __init__(self) -> None:
+        self._stages: dict[str, Stage] = {}
+        self._shown: dict[str, float] = {}
 
-    def progress(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            bars.start()
-            tasks[stage] = bars.add_task(stage, total=total, rate=""), time.monotonic()
-        task, started = tasks[stage]
-        rate = _rate(stage, done, time.monotonic() - started)
-        bars.update(task, completed=done, total=total, rate=rate)
-
-    try:
-        yield progress
-    finally:
-        bars.stop()
-
-
-def _plain_progress() -> "Progress":
-    began: dict[str, float] = {}
-    shown: dict[str, float] = {}
-
-    def progress(stage: str, done: int, total: int) -> None:
+    def __call__(
+        self, stage: str, done: int, total: int, facts: Mapping[str, float] | None = None
+    ) -> None:
+        """Take a call of `Progress`."""
         now = time.monotonic()
-        began.setdefault(stage, now)
-        if now - shown.get(stage, -math.inf) < PLAIN_EVERY and done < total:
-            return
-        shown[stage] = now
-        share = f"{done / total:.0%}" if total else ""
-        line = f"{stage} {done:,}/{total:,} {share} {_rate(stage, done, now - began[stage])}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        known = self._stages.setdefault(stage, Stage(stage, now))
+        known.update(done, total, facts or {}, now)
+        if now - self._shown.get(stage, -math.inf) >= PLAIN_EVERY or done >= total:
+            self._shown[stage] = now
+            print(plain(known, now), file=sys.stderr, flush=True)
 
-    return progress
+    def settle(self) -> None:
+        """Forget the stages: one of the same name is a new one."""
+        self._stages.clear()
+        self._shown.clear()
 
 
-def _rate(stage: str, done: int, seconds: float) -> str:
-    if not done or seconds <= 0:
-        return ""
-    return f"{done / seconds:,.0f} {'steps' if stage in _STEPS else 'cells'}/s"
+class Screen:
+    """Progress as a part of the terminal that is drawn again and again.
+
+    It starts with the first call. What others print meanwhile appears above it.
+    """
+
+    def __init__(self, terminal: RichConsole) -> None:
+        self._terminal = terminal
+        self._stages: dict[str, Stage] = {}
+        self._lock = threading.RLock()  # Ray Train's progress comes from a thread
+        self._live: Live | None = None
+
+    def __call__(
+        self, stage: str, done: int, total: int, facts: Mapping[str, float] | None = None
+    ) -> None:
+        """Take a call of `Progress`."""
+        now = time.monotonic()
+        with self._lock:
+            known = self._stages.setdefault(stage, Stage(stage, now))
+            known.update(done, total, facts or {}, now)
+            if self._live is not None:
+                return
+            self._live = Live(
+                console=self._terminal, get_renderable=self._draw, refresh_per_second=4
+            )
+        self._live.start(refresh=True)
+
+    def settle(self) -> None:
+        """Draw it for the last time: it stays, with the cursor below it."""
+        with self._lock:
+            live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+        self._stages.clear()
+
+    def _draw(self) -> Group:
+        now = time.monotonic()
+        width, trend = self._terminal.width, not self._terminal.options.ascii_only
+        with self._lock:
+            stages = self._stages.values()
+            label = max((len(stage.name) for stage in stages), default=0)
+            return Group(
+                *(
+                    block(stage, now, width, trend=trend)
+                    if stage.facts
+                    else bar(stage, now, width, label=label)
+                    for stage in stages
+                )
+            )
+
+
+def shown_progress() -> Lines | Screen:
+    """Choose how progress is shown on stderr.
+
+    Returns
+    -------
+    Lines or Screen
+        A `Progress`, to be settled at the end. Lines where stderr is no terminal, where the
+        terminal cannot move its cursor (``TERM=dumb``), and under ``CI``, whose logs are read
+        later.
+    """
+    terminal = RichConsole(stderr=True)
+    watched = sys.stderr.isatty() and terminal.is_interactive
+    return Screen(terminal) if watched and not os.environ.get("CI") else Lines()
 
 
 def dump(document: object) -> str:

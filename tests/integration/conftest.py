@@ -185,11 +185,17 @@ class Cluster:
     ----------
     dashboard
         Where jobs are submitted.
+    address
+        Where drivers join it.
+    metrics
+        The node's Prometheus endpoint.
     env
         The variables with which a client is let in.
     """
 
     dashboard: str
+    address: str
+    metrics: str
     env: Mapping[str, str]
 
 
@@ -227,7 +233,12 @@ def ray_cluster() -> Iterator[Cluster]:
         started = {**os.environ, **env, "PATH": path, "RAY_ADDRESS": ""}
         with process(command, log, env=started):
             wait_for(f"{dashboard}/api/version", log, token=token.read_text(), seconds=120)
-            yield Cluster(dashboard, env)
+            yield Cluster(
+                dashboard,
+                address=f"127.0.0.1:{ports['port']}",
+                metrics=f"http://127.0.0.1:{ports['metrics-export-port']}/metrics",
+                env=env,
+            )
 
 
 @contextmanager

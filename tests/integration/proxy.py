@@ -134,6 +134,9 @@ async def _answer(
 ) -> None:
     lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
     headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+    if "expect" in headers:  # the client keeps its body back until it is asked for
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await writer.drain()
     body = await reader.readexactly(int(headers.get("content-length", 0)))
     method, target, _ = lines[0].split(" ")
     path = unquote(target)
@@ -160,7 +163,7 @@ async def _ask(upstream: str, lines: list[str], body: bytes) -> tuple[bytes, byt
     """Pass a request on, and give the answer's head and body."""
     parts = urlsplit(upstream)
     # The host stays the proxy's: the client has signed it.
-    kept = [line for line in lines if not line.lower().startswith("connection:")]
+    kept = [line for line in lines if not line.lower().startswith(("connection:", "expect:"))]
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
         writer.write("\r\n".join([*kept, "Connection: close", "", ""]).encode("latin-1") + body)

@@ -106,7 +106,7 @@ def test_two_workers_follow_one_worker(alone, atlas, strategy):
 def test_a_killed_worker_costs_no_cell_and_no_second_run(alone, atlas):
     killed = []
 
-    def kill_once(stage, step, steps):
+    def kill_once(stage, step, steps, facts=None):
         if not killed and 4 <= step < steps:
             worker = next(p for p in psutil.process_iter() if "RayTrainWorker" in p.name())
             killed.append(step)

@@ -1,21 +1,12 @@
 """The registry on a real MLflow server, with its artifacts behind HTTP."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
-
 import anndata
 import mlflow.pyfunc
 import numpy as np
 import pytest
 import torch
+from mlflow.entities import Metric
+from tests.integration.mlflow_server import start_server
 
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
@@ -24,59 +15,6 @@ from cellray.track import catalogue, models, runs
 from cellray.track.store import client, experiment_id
 
 GENES = [f"GENE{i}" for i in range(30)]
-
-
-@dataclass
-class Server:
-    """An MLflow server process: its URL, the folder it keeps things in, and how to end it."""
-
-    url: str
-    folder: Path
-    process: subprocess.Popen[bytes]
-
-    def stop(self):
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)  # its workers are in its session
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait(20)
-
-
-def start_server(folder):
-    """Start an MLflow server on a free port of loopback; it serves the artifacts itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-        *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db"),
-        *("--artifacts-destination", str(folder / "artifacts")),
-    ]
-    hidden = {"PYTEST_CURRENT_TEST", "MLFLOW_TRACKING_URI"}
-    environment = {k: v for k, v in os.environ.items() if k not in hidden}
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment | quiet,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    server = Server(f"http://127.0.0.1:{port}", folder, process)
-    end = time.monotonic() + 180
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            urlopen(f"{server.url}/health", timeout=2).close()
-        except (URLError, OSError):
-            time.sleep(0.2)
-        else:
-            return server
-    server.stop()
-    raise RuntimeError((folder / "server.log").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +41,8 @@ def train_and_register(name, genes=GENES, **settings):
     recipe = Recipe(**settings)
     learner = Learner.of(recipe, genes)
     with runs.run(experiment="lab", run_name=name, params=recipe.flat(), tags={}) as run_id:
-        runs.log_records(run_id, [{"step": s, "loss": 1 / s} for s in range(1, 30)])
+        losses = [Metric("loss", 1 / s, 0, s) for s in range(1, 30)]
+        client().log_batch(run_id, metrics=losses)
         version = models.register(
             learner,
             run_id=run_id,

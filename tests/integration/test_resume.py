@@ -17,13 +17,19 @@ import ray.train
 from ray.data import ExecutionOptions
 from ray.train.torch import TorchTrainer
 
+from cellray.atlas.choose import Choice
 from cellray.atlas.plan import make_plan, share_cells
 from cellray.atlas.selection import Selection
 from cellray.atlas.simulate import Simulation, simulate
 from cellray.atlas.weights import select
 from cellray.atlas.write import ingest
+from cellray.core.recipe import Recipe
 from cellray.feed.source import train_dataset
+from cellray.track.outbox import Outbox
+from cellray.track.runs import start_run
+from cellray.track.store import tracking_uri
 from cellray.train.report import RunCallback
+from cellray.train.setup import Setup
 from cellray.train.worker import stream
 
 CELLS = 1_100
@@ -38,8 +44,9 @@ def atlas(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def prompt(monkeypatch):
+def prompt(monkeypatch, tmp_path):
     """Let Ray Train notice within a fifth of a second what has happened, not within two."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 
@@ -96,15 +103,15 @@ def fit(dataset, plan, folder, *, world, deaths, step=0, callbacks=()):
 
 def callback_of(atlas, plan, selection, folder):
     """Make what remembers the place in a run of ours."""
-    return RunCallback(
-        run_id="none",
-        uri=f"sqlite:///{folder / 'mlflow.db'}",
-        ticker=folder / "ticker",
-        atlas=atlas,
-        plan=plan,
-        selection=selection,
-        world=2,
-    )
+    recipe = Recipe().with_(["train.num_workers=2"])
+    setup = Setup(Choice(plan, selection, None), np.array([], np.int64), ())
+    run_id = start_run(experiment="resume", run_name="r", params={}, tags={})
+    outbox = Outbox(run_id, folder / "outbox.jsonl", uri=tracking_uri())
+    return RunCallback(recipe, atlas, setup, outbox=outbox, tell=ignore, step=0)
+
+
+def ignore(tick):
+    """Tell nobody."""
 
 
 def trained(folder):

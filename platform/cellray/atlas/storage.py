@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 ZarrStore = _ZarrStore[ObjectStore]
 
 Fetch = Callable[[str, int, int | None], bytes | Bytes]
@@ -137,6 +138,26 @@ def zarr_store(url: str) -> ZarrStore:
 
 class StorageError(CellrayError):
     """An object store fails for the time being: what was begun may go on later."""
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Call again, with growing pauses, while the object store does not answer.
+
+    Raises
+    ------
+    StorageError
+        It has not answered for a minute.
+    """
+    began, pause = time.monotonic(), 0.5
+    while True:
+        try:
+            return call()
+        except StorageError as error:
+            if time.monotonic() - began > PATIENCE:
+                raise
+            logger.warning("trying again in %.1f s: %s", pause, error.what)
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause = min(2 * pause, 5.0)
 
 
 @contextmanager

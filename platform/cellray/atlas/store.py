@@ -23,7 +23,7 @@ from cellray.atlas.columns import join_column
 from cellray.atlas.manifest import FORMAT, Manifest, nodes_of, read_root
 from cellray.atlas.part import Part
 from cellray.atlas.read import Cost, Wanted, cost, dense_rows, sparse_rows
-from cellray.atlas.storage import is_remote, normalise, storage_errors
+from cellray.atlas.storage import is_remote, normalise, patiently, storage_errors
 from cellray.atlas.tables import Column
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.types import Rows, Span
@@ -297,9 +297,10 @@ def open_cached(url: str, digest: str) -> Atlas:
     Raises
     ------
     CellrayError
-        Another atlas has taken its place since `digest` was read.
+        Another atlas has taken its place since `digest` was read, or the object store has not
+        answered for a minute.
     """
-    atlas = Atlas.open(url)
+    atlas = patiently(lambda: Atlas.open(url))
     for count in range(len(atlas.manifest.parts), 0, -1):  # what was appended since is left out
         manifest = replace(atlas.manifest, parts=atlas.manifest.parts[:count])
         if manifest.digest == digest:

@@ -1,8 +1,8 @@
 """Shapes of data that every floor shares."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +10,29 @@ from scipy.sparse import csr_matrix
 
 from cellray.core.copying import copy_runs
 
-Progress = Callable[[str, int, int], None]
-"""Called as work goes on, with its stage, how much is done, and how much there is in all."""
-
 TARGET_SUM = 10_000
 """Counts to which every cell is scaled before log1p."""
+
+
+class Progress(Protocol):
+    """Called as work goes on."""
+
+    def __call__(
+        self, stage: str, done: int, total: int, facts: Mapping[str, float] | None = None
+    ) -> None:
+        """Take how far a stage is.
+
+        Parameters
+        ----------
+        stage
+            Its name, such as ``"train"`` or ``"write"``.
+        done, total
+            How much is done, and how much there is in all: cells, and steps of training.
+        facts
+            What else is known: of training ``epoch`` (from 1), ``epochs``, ``train_loss``,
+            ``validation_loss``, ``cells_per_s`` and ``feed_wait_share`` (0 to 1). What a call
+            leaves out is as the call before said.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -40,6 +42,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     _hush()
+    terminate = signal.getsignal(signal.SIGTERM)
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address and address != "local":
@@ -59,6 +62,9 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             f"cannot reach Ray at {address or 'this machine'}: {str(error).splitlines()[0]}",
             "check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run in this process",
         ) from error
+    if callable(terminate) and threading.current_thread() is threading.main_thread():
+        # Ray's own handler sets an alarm that aborts the process three seconds later.
+        signal.signal(signal.SIGTERM, terminate)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         yield

@@ -4,13 +4,12 @@ import getpass
 import json
 import os
 import subprocess
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from mlflow.entities import Metric, Param
+from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 
 import cellray
@@ -55,29 +54,6 @@ def start_run(
 
 
 @store_errors()
-def log_records(run_id: str, records: Sequence[Mapping[str, float]]) -> None:
-    """Log metrics of many steps in few calls.
-
-    Parameters
-    ----------
-    run_id
-        The run.
-    records
-        Each holds ``step`` and metrics by name.
-    """
-    now = time.time_ns() // 1_000_000
-    metrics = [
-        Metric(name, float(value), now, int(record["step"]))
-        for record in records
-        for name, value in record.items()
-        if name != "step"
-    ]
-    api = client()
-    for start in range(0, len(metrics), METRICS_PER_CALL):
-        api.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
-
-
-@store_errors()
 def log_document(run_id: str, name: str, document: Mapping[str, Any]) -> None:
     """Store a mapping as a JSON artifact of the run."""
     client().log_text(run_id, json.dumps(document, indent=2), name)
@@ -104,8 +80,25 @@ def run(
     An exception ends it as FAILED; an interrupt or an exit as KILLED.
     """
     run_id = start_run(experiment=experiment, run_name=run_name, params=params, tags=tags)
-    try:
+    with _ending(run_id):
         yield run_id
+
+
+@contextmanager
+def reopened(run_id: str, *, tags: Mapping[str, str]) -> Iterator[None]:
+    """Let a run that ended go on, with more tags, and end it as `run` does."""
+    with store_errors():
+        client().update_run(run_id, status="RUNNING")
+    for name, value in tags.items():
+        tag_run(run_id, name, value)
+    with _ending(run_id):
+        yield
+
+
+@contextmanager
+def _ending(run_id: str) -> Iterator[None]:
+    try:
+        yield
     except BaseException as error:
         try:
             finish_run(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")

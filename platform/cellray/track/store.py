@@ -57,8 +57,13 @@ def scrub(text: str) -> str:
     return CREDENTIALS.sub(f"//{HIDDEN}", text)
 
 
-def client() -> MlflowClient:
-    """Give a client of the tracking store, which is made or reached first.
+def client(uri: str | None = None) -> MlflowClient:
+    """Give a client of a tracking store, which is made or reached first.
+
+    Parameters
+    ----------
+    uri
+        The store; None is `tracking_uri`.
 
     Raises
     ------
@@ -67,7 +72,7 @@ def client() -> MlflowClient:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    uri = tracking_uri()
+    uri = uri or tracking_uri()
     _reach(uri)
     return MlflowClient(tracking_uri=uri)
 
@@ -110,15 +115,15 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        explained = _explain(error, uri)
+        explained = explain(error, uri)
         if explained is None:
             raise
         raise explained from error
 
 
-def _explain(error: Exception, uri: str) -> CellrayError | None:
+def explain(error: Exception, uri: str) -> CellrayError | None:
     """Put into words what a user can mend; None for what only a programmer can."""
-    where, line = scrub(uri), _first_line(error)
+    where, line = scrub(uri), first_line(error)
     denied = getattr(error, "error_code", "") in {"PERMISSION_DENIED", "UNAUTHENTICATED"}
     if denied or re.search(r"error code 40[13]\b", line):
         return CellrayError(
@@ -149,8 +154,8 @@ def _reach(uri: str) -> None:
         with _quiet():
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError) as error:
-        raise _explain(error, uri) or CellrayError(
-            f"the tracking store {scrub(uri)} cannot be used: {_first_line(error)}", MEND
+        raise explain(error, uri) or CellrayError(
+            f"the tracking store {scrub(uri)} cannot be used: {first_line(error)}", MEND
         ) from error
 
 
@@ -168,7 +173,7 @@ def _knock(uri: str) -> None:
         return  # it answers; whether as MLflow does shows next
     except (OSError, HTTPException) as error:
         raise CellrayError(
-            f"no MLflow answers at {scrub(uri)}: {_first_line(error)}", MEND
+            f"no MLflow answers at {scrub(uri)}: {first_line(error)}", MEND
         ) from error
     except ValueError as error:  # whose words may be a part of the password
         raise CellrayError(
@@ -239,6 +244,7 @@ def _artifacts_beside(file: Path) -> str:
     return (file.parent / "artifacts").as_uri()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Give the first line of what an error says, without passwords."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return scrub(line)[:200]  # scrubbed first: a cut may take the @ by which it knows a password

@@ -1,25 +1,34 @@
-"""Checkpoints through torch DCP: sharded, and readable by any number of ranks.
+"""Checkpoints through torch DCP: sharded, written beside the training, of any number of ranks.
 
-A folder holds ``dcp/`` (parameters and optimiser, written by every rank) and ``state.json``
-(the place in the plan and what early stopping remembers, written by rank 0).
+A folder holds ``dcp/`` (parameters, buffers and optimiser, a file a rank) and ``state.json`` (the
+place in the plan, the loss scale, and what the run has to tell). Random states are not in it:
+every draw follows from the seed, the step and the rank. DCP's own index lists the files and their
+lengths, so a folder that was not written to its end is known as such.
 """
 
 import json
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, cast
 
 import torch.distributed as dist
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cellray.learn.learner import Learner
+
+DCP, STATE = "dcp", "state.json"
 
 
 @dataclass
@@ -34,26 +43,94 @@ class State:
         Lowest validation loss so far.
     stale
         Epochs since then.
+    cells, cells_hash
+        How many cells of this epoch have been trained on, over all ranks, and the sum of their
+        hashes (`cellray.train.exact`).
+    loss_scale
+        State of the gradient scaler; empty unless the precision is float16.
     """
 
     step: int = 0
     best: float = float("inf")
     stale: int = 0
+    cells: int = 0
+    cells_hash: int = 0
+    loss_scale: dict[str, float] = field(default_factory=dict)
 
 
-def save_checkpoint(
-    folder: Path, learner: Learner, optimizer: Optimizer, state: State, *, rank: int
-) -> None:
-    """Write a checkpoint; every rank calls this, with a folder of its own or a shared one."""
+@dataclass(frozen=True)
+class Stored:
+    """A whole checkpoint in storage.
+
+    Attributes
+    ----------
+    path
+        Its folder, as its file system names it.
+    state
+        Where the run stood.
+    records
+        What the run had to tell since the checkpoint before.
+    """
+
+    path: str
+    state: State
+    records: list[dict[str, float]]
+
+    @property
+    def step(self) -> int:
+        """Steps that had been trained."""
+        return self.state.step
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The losses of its last record, by name."""
+        last = self.records[-1] if self.records else {}
+        return {key: last[key] for key in ("validation_loss", "train_loss") if key in last}
+
+
+def begin_checkpoint(
+    folder: Path,
+    learner: Learner,
+    optimizer: Optimizer,
+    state: State,
+    *,
+    records: list[dict[str, float]] | None = None,
+    rank: int = 0,
+    group: dist.ProcessGroup | None = None,
+) -> Future[Any]:
+    """Copy all that a checkpoint holds, and begin to write it.
+
+    Every rank calls this, with a folder of its own or a shared one; training may go on at once.
+
+    Parameters
+    ----------
+    folder
+        Where to write.
+    learner, optimizer, state
+        What to write.
+    records
+        What the run has had to tell since its last checkpoint.
+    rank
+        This process's; rank 0 writes ``state.json``.
+    group
+        A process group on the CPU that is used for nothing else at the same time.
+
+    Returns
+    -------
+    Future
+        Is done when this rank's files are whole.
+    """
     model, optim = get_state_dict(learner, optimizer)
-    with _alone_is_meant():
-        save(
-            {"model": model, "optim": optim},
-            checkpoint_id=folder / "dcp",
-            no_dist=not dist.is_initialized(),
-        )
     if rank == 0:
-        (folder / "state.json").write_text(json.dumps(asdict(state)))
+        document = asdict(state) | {"records": records or []}
+        (folder / STATE).write_text(json.dumps(document))
+    writing = async_save(
+        {"model": model, "optim": optim},
+        checkpoint_id=folder / DCP,
+        process_group=group,
+        no_dist=not dist.is_initialized(),
+    )
+    return cast("Future[Any]", writing)
 
 
 def load_checkpoint(
@@ -63,11 +140,11 @@ def load_checkpoint(
     model, optim = get_state_dict(learner, optimizer)
     saved: dict[str, Any] = {"model": model, "optim": optim}
     with _alone_is_meant():
-        load(saved, checkpoint_id=folder / "dcp", no_dist=not dist.is_initialized())
+        load(saved, checkpoint_id=folder / DCP, no_dist=not dist.is_initialized())
     set_state_dict(
         learner, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optim"]
     )
-    state = State(**json.loads((folder / "state.json").read_text()))
+    state, _ = _read_state((folder / STATE).read_text())
     # The schedule is a function of the step alone.
     schedule.last_epoch = state.step - 1
     schedule.step()
@@ -78,9 +155,86 @@ def load_learner(folder: Path, learner: Learner) -> Learner:
     """Load the parameters of a checkpoint into a learner of this process alone."""
     saved = {"model": learner.state_dict()}
     with _alone_is_meant():
-        load(saved, checkpoint_id=folder / "dcp", no_dist=True)
+        load(saved, checkpoint_id=folder / DCP, no_dist=True)
     learner.load_state_dict(saved["model"])
     return learner
+
+
+def whole_checkpoints(system: FileSystem, folder: str) -> list[Stored]:
+    """Find the checkpoints under a folder that were written to their end, by step.
+
+    Parameters
+    ----------
+    system, folder
+        Where to look, at any depth.
+    """
+    found = []
+    for path in _folders(system, folder):
+        stored = _read(system, path)
+        if stored is not None:
+            found.append(stored)
+    return sorted(found, key=lambda stored: stored.step)
+
+
+def best_of(checkpoints: list[Stored]) -> Stored:
+    """Choose the one with the lowest validation loss; the last when none has one.
+
+    Raises
+    ------
+    RuntimeError
+        There is none.
+    """
+    if not checkpoints:
+        msg = "the run has ended without a checkpoint"
+        raise RuntimeError(msg)
+    return min(
+        checkpoints,
+        key=lambda one: (one.losses.get("validation_loss", float("inf")), -one.step),
+    )
+
+
+@contextmanager
+def fetched(system: FileSystem, path: str) -> Iterator[Path]:
+    """Give a checkpoint's folder on this machine, as long as the block runs."""
+    if isinstance(system, LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
+        copy_files(path, folder, source_filesystem=system)
+        yield Path(folder)
+
+
+def _folders(system: FileSystem, folder: str) -> Iterator[str]:
+    for info in system.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True)):
+        if info.type is FileType.File and info.base_name == STATE:
+            yield info.path.removesuffix(f"/{STATE}")
+
+
+def _read(system: FileSystem, path: str) -> Stored | None:
+    """Read what a checkpoint says of itself; None unless all of its files are there, whole."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
+            index = Path(scratch) / ".metadata"
+            copy_files(f"{path}/{DCP}/.metadata", str(index), source_filesystem=system)
+            metadata = FileSystemReader(scratch).read_metadata()
+        ends: dict[str, int] = {}
+        for place in metadata.storage_data.values():
+            ends[place.relative_path] = max(
+                ends.get(place.relative_path, 0), place.offset + place.length
+            )
+        sizes = system.get_file_info([f"{path}/{DCP}/{name}" for name in ends])
+        if any((info.size or 0) < end for info, end in zip(sizes, ends.values(), strict=True)):
+            return None
+        with system.open_input_stream(f"{path}/{STATE}") as file:
+            return Stored(path, *_read_state(file.read().decode()))
+    except (FileNotFoundError, EOFError, ValueError, UnpicklingError):  # no index yet, or half
+        return None
+
+
+def _read_state(text: str) -> tuple[State, list[dict[str, float]]]:
+    document: Mapping[str, Any] = json.loads(text)
+    records: list[dict[str, float]] = document.get("records", [])
+    return State(**{key: document[key] for key in document if key != "records"}), records
 
 
 @contextmanager

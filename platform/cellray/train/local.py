@@ -12,8 +12,10 @@ from cellray.atlas.store import Atlas
 from cellray.core.recipe import Recipe
 from cellray.feed.reader import read_batches
 from cellray.learn.learner import Learner
-from cellray.train.loop import Record
+from cellray.train.limits import Limits, check_memory
+from cellray.train.needs import Needs
 from cellray.train.setup import prepare
+from cellray.train.timing import Record
 from cellray.train.worker import make_loop
 
 
@@ -49,6 +51,8 @@ def fit(
     """
     setup = prepare(recipe, atlas)
     plan, data = setup.choice.plan, recipe.data
+    alone = recipe.with_(["train.num_workers=1"])
+    check_memory(alone, Needs.of(alone, setup.learner(recipe), atlas), Limits.of(recipe, "."))
     gpu = torch.cuda.is_available() and recipe.train.accelerator != "cpu"
     device = torch.device("cuda" if gpu else "cpu")
     learner = change(setup.learner(recipe)).to(device)

@@ -1,82 +1,79 @@
 """What the controller does with reports: one MLflow run, and the place to resume from."""
 
-import logging
-import os
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray.data
+from ray.exceptions import OutOfMemoryError
 from ray.train import Checkpoint, UserCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-from cellray.atlas.plan import Plan
-from cellray.atlas.selection import Selection
+from cellray.atlas.storage import StorageError
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
+from cellray.core.recipe import Recipe
 from cellray.feed.source import train_dataset
 from cellray.score import collapse
-from cellray.track import runs
+from cellray.track.outbox import Outbox
+from cellray.train.exact import planned
+from cellray.train.memory import out_of_memory
+from cellray.train.setup import Setup
+from cellray.train.timing import Record
 
 COLLAPSED = "cellray.collapsed"
 """Tag of a run whose embeddings are about one point or one line."""
-RETRY_SECONDS = (1, 2, 4, 8, 16, 32)
-
-logger = logging.getLogger(__name__)
 
 
 class RunCallback(UserCallback):
     """Lives in Ray Train's controller, which survives the workers.
 
-    It owns the MLflow run's id, so that restarts write to one run; and it makes the dataset of
-    every worker group from the step of the last checkpoint on, so that no cell comes twice.
+    It sends what the workers report to the MLflow run, so that restarts write to one run; it makes
+    the dataset of every worker group from the step of the last checkpoint on, so that no cell
+    comes twice; and it checks at every epoch's end that the planned cells were trained on.
 
     Parameters
     ----------
-    run_id, uri
-        The MLflow run, and the tracking store that holds it.
-    ticker
-        A file on the driver's node, where the controller runs too; it gets the step after each
-        report, for the driver's progress bar.
-    atlas, plan, selection, world, obs, matrices
-        What `train_dataset` takes.
+    recipe, atlas, setup
+        What is trained.
+    outbox
+        The way to the MLflow run.
+    tell
+        Tells the driver what happens to the workers.
+    step
+        Where the run begins.
     """
 
     def __init__(
         self,
-        *,
-        run_id: str,
-        uri: str,
-        ticker: Path,
+        recipe: Recipe,
         atlas: Atlas,
-        plan: Plan,
-        selection: Selection,
-        world: int,
-        obs: Sequence[str] = (),
-        matrices: Sequence[str] = (),
+        setup: Setup,
+        *,
+        outbox: Outbox,
+        tell: Callable[[Mapping[str, Any]], None],
+        step: int,
     ) -> None:
-        self._run_id = run_id
-        self._uri = uri
-        self._ticker = ticker
+        self._recipe = recipe
         self._atlas = atlas
-        self._plan = plan
-        self._selection = selection
-        self._world = world
-        self._obs = obs
-        self._matrices = matrices
-        self._step = 0
+        self._plan = setup.choice.plan
+        self._selection = setup.choice.selection
+        self._outbox = outbox
+        self._tell = tell
+        self._step = step
         self._collapsed = False
+        self.world = recipe.train.worlds[-1]
 
     def dataset(self) -> ray.data.Dataset:
         """Make the dataset from the last checkpoint's step on; Ray calls this at every start."""
+        data = self._recipe.data
         return train_dataset(
             self._atlas,
             self._plan,
             self._selection,
-            world=self._world,
+            world=self.world,
             step=self._step,
-            obs=self._obs,
-            matrices=self._matrices,
+            obs=data.columns,
+            matrices=data.matrices,
         )
 
     def after_report(
@@ -85,40 +82,77 @@ class RunCallback(UserCallback):
         metrics: list[dict[str, Any]],
         checkpoint: Checkpoint | None,
     ) -> None:
-        """Log rank 0's records and remember the place."""
+        """Send rank 0's records and remember the place."""
         del run_context
-        os.environ["MLFLOW_TRACKING_URI"] = self._uri  # the controller's own process
+        told = metrics[0]
         if checkpoint is not None:
-            self._step = metrics[0]["step"]
-        self._log(metrics[0]["records"])
-        self._flag(metrics[0]["records"])
-        with self._ticker.open("a") as file:
-            file.write(f"{metrics[0]['step']}\n")
+            self._step = told["step"]
+        records: Sequence[Record] = told["records"]
+        if "cells_hash" in told:
+            self._check_cells(told["epoch"], told["cells"], told["cells_hash"])
+            records[-1]["cells_seen"] = float(told["cells"])
+        self._outbox.put(records)
+        self._flag(records)
+        if "failure" in told:
+            self._tell({"failure": told["failure"]})
 
-    def _flag(self, records: list[dict[str, float]]) -> None:
+    def after_exception(
+        self,
+        run_context: Any,  # noqa: ANN401 - Ray's signature
+        worker_exceptions: dict[int, Exception],
+    ) -> None:
+        """End the run where trying again would fail again; else say what has happened.
+
+        Raises
+        ------
+        CellrayError
+            A worker has said what its user must mend, or has run out of memory.
+        """
+        del run_context
+        for error in worker_exceptions.values():
+            if isinstance(error, CellrayError) and not isinstance(error, StorageError):
+                raise error
+            if isinstance(error, OutOfMemoryError):
+                raise out_of_memory(self._recipe) from error
+        rank, error = next(iter(worker_exceptions.items()))
+        line = (str(error).splitlines() or [""])[0]
+        self._tell({"event": f"worker {rank} failed ({type(error).__name__}: {line})"})
+
+    def _check_cells(self, epoch: int, count: int, total: int) -> None:
+        """Raise unless the epoch was trained on the planned cells and no others."""
+        if (count, total) != planned(self._plan, self._selection, epoch - 1):
+            msg = f"epoch {epoch} was trained on {count} cells that are not the planned ones"
+            raise RuntimeError(msg)
+
+    def _flag(self, records: Sequence[Record]) -> None:
         """Tag a run whose embeddings have collapsed, and take the tag back if they recover."""
         judged = [one for one in records if "effective_rank" in one]
         if not judged:
             return
         std, rank = judged[-1]["embedding_std"], judged[-1]["effective_rank"]
         flagged = collapse.collapsed(std, rank)
-        if flagged != self._collapsed:
-            self._collapsed = flagged
-            runs.tag_run(self._run_id, COLLAPSED, str(flagged).lower())
-        if flagged:
-            logger.warning(
-                "embeddings have collapsed: standard deviation %.3g, effective rank %.3g; see "
-                "docs/methods/monitors.md",
-                std,
-                rank,
-            )
+        if flagged == self._collapsed:
+            return
+        self._collapsed = flagged
+        self._outbox.tag(COLLAPSED, str(flagged).lower())
+        word = "have collapsed" if flagged else "have spread out again"
+        self._tell(
+            {
+                "event": f"embeddings {word}: standard deviation {std:.3g}, effective rank "
+                f"{rank:.3g}; see docs/methods/monitors.md"
+            }
+        )
 
-    def _log(self, records: list[dict[str, float]]) -> None:
-        """Log to MLflow; a server that is away for a minute costs no record and no run."""
-        for seconds in RETRY_SECONDS:
-            try:
-                return runs.log_records(self._run_id, records)
-            except CellrayError as error:
-                logger.warning("%s; trying again in %d s", error, seconds)
-                time.sleep(seconds)
-        return runs.log_records(self._run_id, records)
+
+class GroupSize(WorkerGroupCallback):
+    """Tells a `RunCallback` how many workers share the dataset that it is about to make.
+
+    Ray has no public hook for it: an elastic group's size is known to the controller alone.
+    """
+
+    def __init__(self, callback: RunCallback) -> None:
+        self._callback = callback
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:  # noqa: ANN401
+        """Take the size of the group that starts."""
+        self._callback.world = worker_group_context.num_workers

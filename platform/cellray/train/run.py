@@ -1,35 +1,28 @@
 """Pre-training as one call: plan, Ray Train, MLflow run, registered model version."""
 
 import logging
-import os
-import tempfile
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import ray
-import ray.train
-from ray.data import ExecutionOptions
-from ray.train.torch import TorchTrainer
-
-from cellray.atlas.storage import check_writable, normalise
+from cellray.atlas.storage import check_writable
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.types import Progress
 from cellray.feed.session import ray_session
-from cellray.learn.learner import Learner
 from cellray.track import models, runs
+from cellray.track.outbox import Outbox, last_step
 from cellray.track.store import tracking_uri
-from cellray.train.checkpoint import load_learner
-from cellray.train.report import RunCallback
+from cellray.track.system import system_metrics
+from cellray.train.checkpoint import Stored, best_of, fetched, load_learner, whole_checkpoints
+from cellray.train.fit import Attempt, fit_attempt
+from cellray.train.launch import DRIVER, Launch, driver, find_launch
+from cellray.train.limits import checked_budget
 from cellray.train.setup import Setup, prepare
-from cellray.train.worker import train_worker
+from cellray.train.storage import file_system, outbox_file, run_storage
 
-JUDGED = ("validation_loss", "train_loss")
+DELIVERY_SECONDS = 600
+"""How long a run waits at its end for MLflow to take what it has to tell."""
 POLL_SECONDS = "0.2"  # Ray's 2 s would hold every epoch of a small atlas back
 
 logger = logging.getLogger(__name__)
@@ -43,6 +36,8 @@ class RunRef:
     ----------
     run_id
         MLflow's run.
+    atlas
+        The atlas's URL.
     name, version
         The registered model.
     uri
@@ -54,6 +49,7 @@ class RunRef:
     """
 
     run_id: str
+    atlas: str
     name: str
     version: int
     uri: str
@@ -84,161 +80,124 @@ def pretrain(
     experiment
         MLflow experiment.
     storage
-        Where Ray Train keeps checkpoints: a folder or ``s3://`` that all nodes reach. None is
+        Where checkpoints are kept: a folder or ``s3://`` that all nodes reach. None is
         ``.cellray/runs`` in the working folder.
     tags
         Tags of the MLflow run.
     progress
-        Called with ("train", step, steps) as the run goes on.
+        Called with ("train", step, steps, facts) as the run goes on.
 
     Raises
     ------
     CellrayError
-        The recipe, the atlas, the storage or a server cannot be used.
+        The recipe, the atlas, the storage or a server cannot be used; the loss is no number; a
+        batch does not fit into the memory.
     """
     models.check_name(name)
     opened = Atlas.open(atlas)
     setup = prepare(recipe, opened)
-    storage = normalise(Path.cwd() / ".cellray" / "runs" if storage is None else storage)
+    storage = run_storage(storage)
     check_writable(storage)
+    costs = checked_budget(recipe, opened, setup, storage)
     params = recipe.flat() | {"atlas": opened.url, "atlas_digest": opened.digest} | setup.params()
-    with runs.run(experiment=experiment, run_name=name, params=params, tags=tags or {}) as run_id:
+    launch = Launch(recipe, opened.url, opened.digest, name, storage).planned(setup.choice.plan)
+    marks = {**(tags or {}), DRIVER: driver()}
+    with runs.run(experiment=experiment, run_name=name, params=params, tags=marks) as run_id:
         runs.log_document(run_id, "plan.json", setup.describe())
-        with ray_session():
-            learner, metrics = _fit(recipe, opened, setup, run_id, storage, progress)
-        facts = {
-            "atlas": opened.url,
-            "atlas_digest": opened.digest,
-            "cells": setup.choice.n_train,
-            "seed": recipe.seed,
-        }
-        version = models.register(learner, run_id=run_id, name=name, facts=facts, metrics=metrics)
-    return RunRef(run_id, name, version, f"models:/{name}/{version}", metrics, setup.notes())
+        launch.store(run_id)
+        return _train(launch, opened, setup, run_id, costs.flops_per_cell, progress)
 
 
-def _fit(
-    recipe: Recipe,
-    atlas: Atlas,
-    setup: Setup,
-    run_id: str,
-    storage: str,
-    progress: Progress | None,
-) -> tuple[Learner, dict[str, float]]:
-    """Run Ray Train to its end and give the best checkpoint's learner."""
-    use_gpu = wants_gpu(recipe, ray.cluster_resources())  # type: ignore[no-untyped-call]
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
-    has_validation = len(setup.validation_cells) > 0
-    with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
-        ticker = Path(scratch) / "progress.jsonl"
-        callback = RunCallback(
-            run_id=run_id,
-            uri=tracking_uri(),
-            ticker=ticker,
-            atlas=atlas,
-            plan=setup.choice.plan,
-            selection=setup.choice.selection,
-            world=recipe.train.worlds[-1],
-            obs=recipe.data.columns,
-            matrices=recipe.data.matrices,
-        )
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={
-                "recipe": recipe,
-                "plan": setup.choice.plan,
-                "genes": setup.genes,
-                "batches": setup.batches,
-                "sets": setup.sets,
-                "initial": setup.initial,
-                "atlas": atlas.url,
-                "validation": setup.validation_cells,
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=recipe.train.num_workers,  # type: ignore[arg-type] # Ray does not annotate elastic
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": recipe.train.cpus_per_worker},
-            ),
-            run_config=ray.train.RunConfig(
-                name=run_id,
-                storage_path=storage,
-                callbacks=[callback],  # type: ignore[list-item] # Ray annotates the old kind
-                failure_config=ray.train.FailureConfig(max_failures=recipe.train.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=2,
-                    checkpoint_score_attribute="validation_loss" if has_validation else None,
-                    checkpoint_score_order="min",
-                ),
-            ),
-            datasets={"train": callback.dataset},
-            dataset_config=ray.train.DataConfig(
-                execution_options=ExecutionOptions(preserve_order=True)
-            ),
-        )
-        with _following(ticker, setup.choice.plan.steps, progress):
-            result = trainer.fit()
-    checkpoint, report = _best(result)
-    learner = setup.learner(recipe)
-    with checkpoint.as_directory() as folder:
-        load_learner(Path(folder), learner)
-    last = report["records"][-1]
-    # The names differ from the run's curves, so that a curve holds each step once.
-    metrics = {f"best_{key}": float(last[key]) for key in JUDGED if key in last}
-    return learner, metrics | {"best_step": float(report["step"])}
+def resume(run_id: str, *, changes: Sequence[str] = (), progress: Progress | None = None) -> RunRef:
+    """Go on with a run that ended before its time, from its last whole checkpoint.
 
+    The run stays one run of MLflow, with each step once. Its atlas, plan and seed are kept, so
+    that it ends as it would have ended; it may have other workers.
 
-def wants_gpu(recipe: Recipe, resources: Mapping[str, float]) -> bool:
-    """Decide whether workers get a GPU each.
+    Parameters
+    ----------
+    run_id
+        MLflow's run.
+    changes
+        ``key=value`` changes of how it is trained on: any ``train.`` key but the epochs,
+        ``optim.lr`` and ``optim.clip``.
+    progress
+        As of `pretrain`.
 
     Raises
     ------
     CellrayError
-        ``auto``, and GPUs for some of the workers only: they would wait for ever.
+        No such run; one that has finished, or is going on; an atlas that has changed since; a
+        key that may not change; and as `pretrain`.
     """
-    if recipe.train.accelerator != "auto":
-        return recipe.train.accelerator == "gpu"
-    gpus, workers = int(resources.get("GPU", 0)), recipe.train.worlds[0]
-    if 0 < gpus < workers:
+    launch = find_launch(run_id).changed(changes)
+    opened = Atlas.open(launch.atlas)
+    if opened.digest != launch.atlas_digest:
         raise CellrayError(
-            f"{workers} workers would share {gpus} GPUs",
-            f"set train.num_workers to {gpus}, or train.accelerator to cpu, or to gpu where the "
-            "cluster scales up",
+            f"the atlas {launch.atlas} has changed since run {run_id} began: its digest was "
+            f"{launch.atlas_digest[:12]} and is {opened.digest[:12]}",
+            "start a new run on it, from another model with init.model",
         )
-    return gpus > 0
+    setup = prepare(launch.recipe, opened)
+    check_writable(launch.storage)
+    costs = checked_budget(launch.recipe, opened, setup, launch.storage)
+    marks = {DRIVER: driver()} | ({"cellray.resumed_with": " ".join(changes)} if changes else {})
+    with runs.reopened(run_id, tags=marks):
+        return _train(launch, opened, setup, run_id, costs.flops_per_cell, progress)
 
 
-def _best(result: ray.train.Result) -> tuple[ray.train.Checkpoint, dict[str, Any]]:
-    """Choose the checkpoint with the lowest validation loss; the last when none has one."""
-    kept = result.best_checkpoints
-    if not kept:
-        msg = "Ray Train ended without a checkpoint"
-        raise RuntimeError(msg) from result.error
-    return min(kept, key=lambda pair: (pair[1]["validation_loss"], -pair[1]["step"]))
-
-
-@contextmanager
-def _following(ticker: Path, steps: int, progress: Progress | None) -> Iterator[None]:
-    """Pass the controller's ticks on to `progress` while the block runs."""
-    if progress is None:
-        yield
-        return
-    done = threading.Event()
-
-    def follow() -> None:
-        shown = 0
-        while True:
-            ended = done.wait(0.5)
-            lines = ticker.read_text().splitlines() if ticker.exists() else []
-            step = int(lines[-1]) if lines else 0
-            if step > shown:
-                progress("train", step, steps)
-                shown = step
-            if ended:
-                return
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
+def _train(
+    launch: Launch,
+    atlas: Atlas,
+    setup: Setup,
+    run_id: str,
+    flops: float,
+    progress: Progress | None,
+) -> RunRef:
+    """Train from where the run stands to its end, and register the best checkpoint."""
+    recipe = launch.recipe
+    system, root = file_system(launch.storage)
+    folder = f"{root}/{run_id}"
     try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+        with ray_session(), system_metrics(run_id, "driver"):
+            before = whole_checkpoints(system, folder)
+            outbox = _caught_up(run_id, launch.storage, before)
+            if not before or before[-1].step < setup.choice.plan.steps:
+                begin = before[-1] if before else None
+                attempt = Attempt(launch, run_id, folder, begin, flops)
+                fit_attempt(attempt, atlas, setup, outbox, progress)
+            outbox.close(DELIVERY_SECONDS)
+        best = best_of(whole_checkpoints(system, folder))
+    except BaseException:
+        logger.warning("to go on with this run: cellray pretrain --resume %s", run_id)
+        raise
+    learner = setup.learner(recipe)
+    with fetched(system, best.path) as found:
+        load_learner(found, learner)
+    # The names differ from the run's curves, so that a curve holds each step once.
+    metrics = {f"best_{key}": float(value) for key, value in best.losses.items()}
+    metrics["best_step"] = float(best.step)
+    facts = {
+        "atlas": atlas.url,
+        "atlas_digest": atlas.digest,
+        "cells": setup.choice.n_train,
+        "seed": recipe.seed,
+    }
+    version = models.register(
+        learner, run_id=run_id, name=launch.name, facts=facts, metrics=metrics
+    )
+    uri = f"models:/{launch.name}/{version}"
+    return RunRef(run_id, atlas.url, launch.name, version, uri, metrics, setup.notes())
+
+
+def _caught_up(run_id: str, storage: str, checkpoints: Sequence[Stored]) -> Outbox:
+    """Send MLflow what a driver that died had not sent, and give the way for what comes."""
+    file = outbox_file(storage, run_id)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    outbox = Outbox(run_id, file, uri=tracking_uri())
+    if checkpoints:
+        outbox.close(DELIVERY_SECONDS)
+        logged = last_step(run_id)
+        outbox.put([one for c in checkpoints for one in c.records if one["step"] > logged])
+        outbox.close(DELIVERY_SECONDS)
+    return outbox

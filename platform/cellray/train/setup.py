@@ -1,13 +1,11 @@
 """What follows from a recipe and an atlas before anything is trained."""
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -110,9 +108,7 @@ def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
     check_recipe(recipe, Genes(tuple(genes.tolist()), sets))
     setup = Setup(choice, validation, tuple(genes.tolist()), batches, sets)
     check_init(recipe)
-    learner = setup.learner(recipe)
-    check_memory(recipe, learner)
-    setup = _begin(recipe, atlas, setup, learner)
+    setup = _begin(recipe, atlas, setup, setup.learner(recipe))
     facts = ", ".join(f"{name}={value}" for name, value in setup.params().items())
     logger.info("%d steps; %s", choice.plan.steps, facts)
     return setup
@@ -151,46 +147,6 @@ def check_init(recipe: Recipe) -> None:
         raise CellrayError(
             f"{what} keeps weights that nothing has trained",
             "name the model that they come from with init.model, or leave it out",
-        )
-
-
-def check_memory(recipe: Recipe, learner: Learner, *, limit: int | None = None) -> None:
-    """Refuse a batch whose training step cannot fit into this machine's memory.
-
-    What is counted is what must be there at once: weights, gradients and moments, and what the
-    encoder keeps of the batch's views for the backward pass.
-
-    Parameters
-    ----------
-    recipe
-        Its batch, and its workers, all of which may run here.
-    learner
-        What is trained.
-    limit
-        Bytes of memory; None takes the machine's, and checks nothing where workers run on GPUs or
-        on another cluster.
-
-    Raises
-    ------
-    CellrayError
-        More is needed than there is.
-    """
-    gpus = torch.cuda.is_available() and recipe.train.accelerator == "auto"
-    elsewhere = os.environ.get("RAY_ADDRESS", "local") != "local" or gpus
-    if limit is None and (elsewhere or recipe.train.accelerator == "gpu"):
-        return
-    cells, views = recipe.data.batch_size, learner.objective.n_views
-    activations = views * learner.encoder.activation_bytes(cells)
-    weights = sum(p.numel() * (4 if p.requires_grad else 1) for p in learner.parameters()) * 4
-    needed = activations + weights * recipe.train.worlds[-1]
-    limit = psutil.virtual_memory().total if limit is None else limit
-    if needed > limit:
-        raise CellrayError(
-            f"a step of {cells:,} cells takes {needed / 2**30:,.1f} GiB of memory, "
-            f"{activations / 2**30:,.1f} of them in the encoder, and there are "
-            f"{limit / 2**30:,.1f}",
-            "set data.batch_size lower, or make the encoder smaller (encoder.n_tokens, "
-            "encoder.layers, encoder.width)",
         )
 
 

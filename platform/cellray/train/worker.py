@@ -1,10 +1,8 @@
 """What every Ray Train worker runs: it makes the loop's parts and lets it go."""
 
-import math
-import shutil
-import tempfile
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,16 +13,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cellray.atlas.plan import Plan
-from cellray.atlas.store import Atlas
+from cellray.atlas.store import Atlas, open_cached
 from cellray.core.recipe import Recipe
 from cellray.core.types import Rows
 from cellray.feed.batches import from_arrow
+from cellray.learn.cost import gemm_rate
 from cellray.learn.embed import gene_columns
 from cellray.learn.learner import Learner
 from cellray.learn.optim import make_optimizer, make_schedule
-from cellray.train.checkpoint import load_checkpoint, save_checkpoint
-from cellray.train.loop import Loop, Record, Report
-from cellray.train.parallel import parallelise
+from cellray.track.system import system_metrics
+from cellray.train.checkpoint import fetched, load_checkpoint
+from cellray.train.comms import CommClock
+from cellray.train.loop import Loop, Report
+from cellray.train.parallel import amp_dtype, parallelise
+from cellray.train.saver import Saver
 
 PREFETCHED_SHARES = 2  # on their way to this node while the current one trains
 
@@ -36,41 +38,65 @@ def train_worker(config: Mapping[str, Any]) -> None:
     ----------
     config
         ``recipe`` and ``plan``; ``genes``, ``batches`` and gene ``sets`` of the model, and the
-        ``initial`` weights or None; the ``atlas``'s URL and the ``validation`` cells (int64,
-        sorted).
+        ``initial`` weights or None; the ``atlas``'s URL and digest; the ``validation`` cells
+        (int64, sorted); ``storage``, the file system and folder of the checkpoints; ``resume``,
+        the path of the one to begin from or None; ``flops`` of a cell; ``run``, the run's id;
+        ``ticker``, the way to the driver; ``system_metrics``, the tracking server and the driver's
+        node, or None.
     """
     recipe: Recipe = config["recipe"]
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    atlas = Atlas.open(config["atlas"])
+    atlas = open_cached(*config["atlas"])
+    system, folder = config["storage"]
 
     learner = Learner.of(recipe, config["genes"], batches=config["batches"], sets=config["sets"])
     if config["initial"] is not None:
         learner.load_state_dict(config["initial"])
     learner = learner.to(device)
-    loop: Loop = make_loop(
+    clock = CommClock()
+    saver = Saver(system, folder, run=config["run"], rank=rank, ticker=config["ticker"])
+    loop = make_loop(
         recipe,
         plan,
         learner,
         atlas,
         config["validation"],
-        lambda records, summary: _report(loop, records, summary),
-        module=parallelise(learner, recipe.train.strategy, device),
+        saver,
+        module=parallelise(learner, recipe.train, device, clock=clock),
         device=device,
         rank=rank,
         world=world,
     )
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            loop.state = load_checkpoint(Path(folder), learner, loop.optimizer, loop.schedule)
+    loop.clock = clock if world > 1 else None
+    loop.flops = (config["flops"], gemm_rate(device, amp_dtype(recipe.train.precision, device)))
+    saver.loop, loop.observe = loop, saver.observe
+    latest = ray.train.get_checkpoint()
+    begin = config["resume"] if latest is None else latest.path
+    if begin is not None:
+        with fetched(system, begin) as found:
+            loop.restore(load_checkpoint(found, learner, loop.optimizer, loop.schedule))
     shard = ray.train.get_dataset_shard("train")
     tables = shard.iter_batches(
         batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_SHARES
     )
-    loop.run(stream(tables, plan, loop.state.step, rank=rank))
+    with _node_metrics(config["run"], config["system_metrics"]):
+        loop.run(stream(tables, plan, loop.state.step, rank=rank))
+    saver.wait()
+
+
+def _node_metrics(run_id: str, tracking: tuple[str, str] | None) -> AbstractContextManager[None]:
+    """Log this node's system metrics from one of its workers; the driver logs its own node's."""
+    context = ray.train.get_context()
+    if tracking is None or context.get_local_rank():
+        return nullcontext()
+    uri, driver = tracking
+    if ray.get_runtime_context().get_node_id() == driver:
+        return nullcontext()
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    return system_metrics(run_id, f"node-{context.get_node_rank()}")
 
 
 def make_loop(
@@ -164,15 +190,3 @@ def validation_share(
     mine = cells[: count * size].reshape(count, world, each)[:, rank].reshape(-1)
     rows = atlas.read_cells(mine, obs=obs, matrices=matrices)
     return [rows.slice(i * each, (i + 1) * each) for i in range(count)]
-
-
-def _report(loop: Loop, records: Sequence[Record], summary: Mapping[str, Any]) -> None:
-    # Ray ranks a checkpoint without the score above all others; inside an epoch there is none.
-    unjudged = {"validation_loss": math.inf}
-    metrics = unjudged | {"records": list(records), "step": loop.state.step, **summary}
-    folder = Path(tempfile.mkdtemp(prefix="cellray-checkpoint-"))
-    try:
-        save_checkpoint(folder, loop.learner, loop.optimizer, loop.state, rank=loop.rank)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

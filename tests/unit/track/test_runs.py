@@ -1,5 +1,4 @@
 import json
-import math
 import subprocess
 
 import pytest
@@ -55,24 +54,6 @@ def test_long_parameter_is_cut_visibly(store):
     params = client().get_run(run_id).data.params
     assert params["genes"] == "x" * 5_999 + "…"
     assert params["note"] == "y" * 6_000
-
-
-def test_records_become_histories(store):
-    records = [{"step": s, "loss": 1 / s, "lr": s * 1e-3} for s in range(1, 801)]
-    with start() as run_id:
-        runs.log_records(run_id, records[:300])
-        runs.log_records(run_id, records[300:])
-        runs.log_records(run_id, [])
-    for name in ("loss", "lr"):
-        history = client().get_metric_history(run_id, name)
-        found = sorted((metric.step, metric.value) for metric in history)
-        assert found == [(record["step"], record[name]) for record in records]
-
-
-def test_loss_that_is_no_number_is_logged_as_such(store):
-    with start() as run_id:
-        runs.log_records(run_id, [{"step": 1, "loss": math.nan}])
-    assert math.isnan(client().get_run(run_id).data.metrics["loss"])
 
 
 def test_document_comes_back(store):

@@ -4,11 +4,12 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 
 from cellray.atlas.plan import make_plan
 from cellray.core.types import Rows
 from cellray.feed.batches import Share, to_arrow
-from cellray.train.loop import Stopwatch
+from cellray.train.timing import Phases
 from cellray.train.worker import stream
 
 
@@ -58,8 +59,15 @@ def test_a_share_out_of_order_or_of_another_rank_is_not_trained_on():
         list(stream(tables(plan, 2, 1), plan, 0, rank=0))
 
 
-def test_the_stopwatch_splits_waiting_from_working():
-    now = iter([0.0, 1.0, 3.0, 4.0, 5.0, 10.0])
-    watch = Stopwatch(clock=lambda: next(now))
-    assert list(watch.waiting(iter([rows_of([1])]))) != []
-    assert watch.lap(50) == {"cells_per_s": 5.0, "feed_wait_share": 0.3}
+def test_phases_split_waiting_from_working():
+    now = iter([0.0, 1.0, 3.0, 3.5, 4.5, 5.0, 6.0, 10.0, 10.0])
+    phases = Phases(torch.device("cpu"), clock=lambda: next(now))
+    for _ in phases.waiting(iter([rows_of([1])])):
+        with phases.measure("forward"):
+            pass
+    assert phases.lap(50, 2) == {
+        "cells_per_s": 5.0,
+        "feed_wait_share": 0.3,
+        "seconds_feed": 1.5,
+        "seconds_forward": 0.5,
+    }

@@ -9,9 +9,9 @@ from cellray.atlas.store import Atlas
 from cellray.atlas.write import ingest
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
-from cellray.learn.learner import Learner
-from cellray.train.run import pretrain, wants_gpu
-from cellray.train.setup import check_init, check_memory, prepare
+from cellray.train.fit import wants_gpu
+from cellray.train.run import pretrain
+from cellray.train.setup import check_init, prepare
 
 SMALL = Recipe().with_(["data.batch_size=16", "data.slab_batches=2", "train.epochs=5"])
 
@@ -100,14 +100,3 @@ def test_weights_that_nothing_has_trained_are_not_frozen(init):
     with pytest.raises(CellrayError, match=r"init\..* keeps weights that nothing has trained"):
         check_init(Recipe.of({"init": init}))
     check_init(Recipe.of({"init": init | {"model": "models:/a@b"}}))
-
-
-def test_a_batch_beyond_the_memory_is_refused_with_its_size():
-    recipe = Recipe.of({"data": {"batch_size": 64}})
-    learner = Learner.of(recipe, [f"g{i}" for i in range(50)])
-    needed = learner.encoder.activation_bytes(64) + 16 * sum(
-        p.numel() for p in learner.parameters()
-    )
-    check_memory(recipe, learner, limit=needed)
-    with pytest.raises(CellrayError, match=r"a step of 64 cells takes .* data\.batch_size lower"):
-        check_memory(recipe, learner, limit=needed - 1)

@@ -1,0 +1,139 @@
+"""What a run was launched with, kept in the run itself, so that it can be resumed from its id."""
+
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from mlflow.exceptions import MlflowException
+
+from cellray.atlas.plan import Plan
+from cellray.core.errors import CellrayError
+from cellray.core.recipe import Recipe
+from cellray.track import runs
+from cellray.track.store import client, store_errors
+
+FILE = "launch.json"
+DRIVER = "cellray.driver"
+"""Tag that says which process drives a run: host, process id, and when that process started."""
+
+CHANGEABLE = ("optim.lr", "optim.clip")
+FIXED = ("train.epochs",)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a run trains, and where.
+
+    Attributes
+    ----------
+    recipe
+        The recipe, with what the plan has filled in.
+    atlas, atlas_digest
+        The atlas's URL, and its state.
+    name
+        The registered model's name.
+    storage
+        Where checkpoints go; the run's own lie in a folder of its id.
+    """
+
+    recipe: Recipe
+    atlas: str
+    atlas_digest: str
+    name: str
+    storage: str
+
+    def planned(self, plan: Plan) -> "Launch":
+        """Give the launch with the plan's numbers written into the recipe.
+
+        Left open they would follow from the number of workers, which may differ when the run is
+        resumed.
+        """
+        numbers = [f"data.slab_batches={plan.slab_batches}", f"data.mix={plan.mix}"]
+        return replace(self, recipe=self.recipe.with_(numbers))
+
+    def store(self, run_id: str) -> None:
+        """Store it as an artifact of the run."""
+        document = asdict(self) | {"recipe": self.recipe.model_dump(mode="json")}
+        runs.log_document(run_id, FILE, document)
+
+    def changed(self, changes: Sequence[str]) -> "Launch":
+        """Give the launch with ``key=value`` changes of how a run is trained on, and not of what.
+
+        Raises
+        ------
+        CellrayError
+            A key that would make it another run.
+        """
+        for change in changes:
+            key = change.partition("=")[0]
+            allowed = key.startswith("train.") or key in CHANGEABLE
+            if not allowed or key in FIXED:
+                raise CellrayError(
+                    f"{key} cannot change when a run is resumed: it would be another run",
+                    "leave it out, or start a new run, from this one's model with init.model",
+                )
+        return replace(self, recipe=self.recipe.with_(list(changes)))
+
+
+@store_errors()
+def find_launch(run_id: str) -> Launch:
+    """Read what a run was launched with.
+
+    Raises
+    ------
+    CellrayError
+        No such run, one that did not train, that has finished, or that is still going on.
+    """
+    try:
+        run = client().get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+        raise CellrayError(
+            f"no run {run_id} in this tracking store",
+            "take the id that 'cellray pretrain' printed; 'cellray ui' shows all runs",
+        ) from error
+    if run.info.status == "FINISHED":
+        raise CellrayError(
+            f"run {run_id} has finished", "start a new one, from its model with init.model"
+        )
+    if run.info.status == "RUNNING" and _alive(run.data.tags.get(DRIVER, "")):
+        raise CellrayError(
+            f"run {run_id} is still going on in this machine's process "
+            f"{run.data.tags[DRIVER].split()[1]}",
+            "wait for it, or end that process first",
+        )
+    if not any(found.path == FILE for found in client().list_artifacts(run_id)):
+        raise CellrayError(
+            f"run {run_id} has no {FILE}: it is no pre-training run of cellray's, or ended before "
+            "it began",
+            "start a new run",
+        )
+    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
+        text = Path(client().download_artifacts(run_id, FILE, folder)).read_text()
+    values: dict[str, Any] = json.loads(text)
+    return Launch(**values | {"recipe": Recipe.of(values["recipe"])})
+
+
+def driver() -> str:
+    """Name this process for `DRIVER`."""
+    process = psutil.Process()
+    return f"{socket.gethostname()} {process.pid} {process.create_time():.2f}"
+
+
+def _alive(name: str) -> bool:
+    """Say whether a process of this machine is the one that a tag names."""
+    host, _, rest = name.partition(" ")
+    pid, _, created = rest.partition(" ")
+    if host != socket.gethostname() or not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" == created
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,96 @@
+"""What a run tells its driver while it goes on: how far it is, and what has happened."""
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cellray.core.types import Progress
+
+SECONDS = 0.5
+"""Between two looks of the driver, and between two words of a worker."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ticker:
+    """The way from workers and controller, on any node, to the driver; it may be pickled."""
+
+    _box: Any
+
+    def tell(self, tick: Mapping[str, Any]) -> None:
+        """Send the driver ``step`` and ``facts``, an ``event`` in words, or a ``failure``."""
+        sent = self._box.put.remote(dict(tick))
+        if "failure" in tick:  # the driver looks for it as soon as the run has ended
+            ray.get(sent)
+
+
+class _Box:
+    def __init__(self) -> None:
+        self._ticks: list[dict[str, Any]] = []
+
+    def put(self, tick: dict[str, Any]) -> None:
+        self._ticks.append(tick)
+
+    def take(self) -> list[dict[str, Any]]:
+        taken, self._ticks = self._ticks, []
+        return taken
+
+
+@contextmanager
+def following(
+    begin: int, steps: int, progress: Progress | None
+) -> Iterator[tuple[Ticker, dict[str, Any]]]:
+    """Show how far a run is while the block runs.
+
+    Parameters
+    ----------
+    begin, steps
+        Where the run begins, and where it ends.
+    progress
+        Called with ("train", step, steps, facts).
+
+    Yields
+    ------
+    Ticker
+        For workers and controller.
+    dict
+        What has failed, once something has.
+    """
+    # With the driver's node the run is lost anyway; no other node's loss may end it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    box: Any = ray.remote(_Box).options(num_cpus=0, scheduling_strategy=here).remote()
+    done, failure = threading.Event(), dict[str, Any]()
+
+    def show(ticks: list[dict[str, Any]]) -> None:
+        for tick in ticks:
+            if "event" in tick:
+                logger.warning("%s", tick["event"])
+            failure.update(tick.get("failure", {}))
+        steppers = [tick for tick in ticks if "step" in tick]
+        if steppers and progress is not None:
+            progress("train", int(steppers[-1]["step"]), steps, steppers[-1]["facts"])
+
+    def follow() -> None:
+        with suppress(RayError):  # the cluster is gone: what the block runs says so better
+            while not done.wait(SECONDS):
+                show(ray.get(box.take.remote()))
+
+    if progress is not None:
+        progress("train", begin, steps)
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield Ticker(box), failure
+        show(ray.get(box.take.remote()))
+    finally:
+        done.set()
+        thread.join()
+        ray.kill(box)

@@ -1,0 +1,92 @@
+"""What a worker publishes comes out of its node's Prometheus endpoint."""
+
+import os
+import subprocess
+import sys
+import time
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cellray.train.gauges import CELLS, GAUGES, PHASES, STEP_SECONDS
+
+SECONDS = 30
+RUN = "0123456789abcdef0123456789abcdef"
+
+WORKERS = """
+import sys, time
+from pathlib import Path
+import ray
+from cellray.train.gauges import GAUGES, PHASES, publish
+
+@ray.remote(num_cpus=0.1)
+class Worker:
+    def __init__(self, run):
+        self.run = run
+
+    def record(self, number, rank):
+        seconds = {f"seconds_{name}": 0.125 * (i + 1) for i, name in enumerate(PHASES)}
+        if rank:
+            del seconds["seconds_allreduce"]
+        known = {key: 8.5 * number + i + rank / 4 for i, key in enumerate(GAUGES)}
+        publish(known | seconds | {"cells": 256 + rank, "lr": 1.0}, run=self.run, rank=rank)
+
+    def check(self):
+        publish({"cells": 0}, run=self.run, rank=2)
+
+ray.init(address="auto", log_to_driver=False)
+workers = [Worker.remote(sys.argv[1]) for _ in range(2)]
+for number in range(3):
+    ray.get([worker.record.remote(number, rank) for rank, worker in enumerate(workers)])
+ray.get(workers[0].check.remote())
+Path(sys.argv[2]).touch()
+time.sleep(60)
+"""
+
+
+def samples(url):
+    """Give the values of our metrics, by name and tags, and their helps, by name."""
+    with urlopen(url, timeout=10) as answer:
+        text = answer.read().decode()
+    values, helps = {}, {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("ray_cellray_") and sample.labels["run"] == RUN:
+                tags = {key: sample.labels.get(key) for key in ("rank", "phase")}
+                values[(sample.name, tags["rank"], tags["phase"])] = sample.value
+                helps[sample.name] = family.documentation
+    return values, helps
+
+
+def expected():
+    for rank in (0, 1):
+        for i, (name, _) in enumerate(GAUGES.values()):
+            yield (f"ray_{name}", str(rank), None), 8.5 * 2 + i + rank / 4
+        for i, phase in enumerate(PHASES[: len(PHASES) - rank]):
+            yield (f"ray_{STEP_SECONDS[0]}", str(rank), phase), 0.125 * (i + 1)
+        yield (f"ray_{CELLS[0]}", str(rank), None), 3 * (256 + rank)
+
+
+def test_a_node_serves_what_its_workers_publish(ray_cluster, tmp_path):
+    told = tmp_path / "told"
+    env = {**os.environ, **ray_cluster.env, "RAY_ADDRESS": ray_cluster.address}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", WORKERS, RUN, told], env=env, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while not told.exists():
+            if driver.poll() is not None:
+                pytest.fail(driver.stderr.read())
+            time.sleep(0.1)
+        until = time.monotonic() + SECONDS
+        wanted = dict(expected())
+        while (found := samples(ray_cluster.metrics))[0] != wanted and time.monotonic() < until:
+            time.sleep(0.5)
+    finally:
+        driver.kill()
+        driver.communicate()
+    values, helps = found
+    assert values == wanted
+    for name, meaning in [*GAUGES.values(), STEP_SECONDS, CELLS]:
+        assert helps[f"ray_{name}"] == meaning

@@ -1,0 +1,81 @@
+"""Clusters of several raylets: workers on many nodes, a node that goes, and one that comes."""
+
+import pytest
+from ray.cluster_utils import Cluster
+from tests.integration.driver import RECIPE, check_undisturbed, history, start
+
+from cellray.atlas.simulate import Simulation, simulate_anndata
+from cellray.atlas.write import ingest
+from cellray.core.recipe import Recipe
+
+pytestmark = pytest.mark.slow
+NODE = {"num_cpus": 1, "object_store_memory": 200_000_000}
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("atlas")
+    cells = simulate_anndata(Simulation(n_cells=1_000, n_genes=200, seed=3))
+    cells.write_h5ad(folder / "cells.h5ad")
+    return ingest([folder / "cells.h5ad"], folder / "cells.zarr").url
+
+
+@pytest.fixture
+def cluster():
+    """A head with room for the driver and the reads, to which nodes are added."""
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "object_store_memory": 300_000_000},
+    )
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def launch(cluster, atlas, tmp_path, monkeypatch):
+    started = []
+
+    def launch(*changes):
+        recipe = Recipe.of(RECIPE).with_(list(changes))
+        (tmp_path / "recipe.yaml").write_text(recipe.dump())
+        store = f"sqlite:///{tmp_path}/mlflow.db"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+        words = ["--recipe", "recipe.yaml", "--atlas", atlas, "--name", "nodes"]
+        env = {"RAY_ADDRESS": cluster.address}
+        started.append(start(tmp_path, *words, store=store, env=env))
+        return started[-1], recipe
+
+    yield launch
+    for driver in started:
+        if driver.process.poll() is None:
+            driver.kill()
+
+
+def test_a_node_that_is_removed_costs_no_cell(cluster, launch, atlas):
+    node = cluster.add_node(**NODE)
+    cluster.wait_for_nodes()
+    driver, recipe = launch("train.num_workers=2", "train.placement=SPREAD", "train.epochs=40")
+    run_id = driver.until_step(20)
+    cluster.remove_node(node, allow_graceful=False)
+    assert driver.ended(400) == 0, driver.said()
+    assert "failed" in driver.said()  # a worker was on that node
+    check_undisturbed(driver, run_id, recipe, atlas)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_an_elastic_run_shrinks_with_its_cluster(cluster, launch, atlas, strategy):
+    node = cluster.add_node(**NODE, resources={"seat": 1})
+    cluster.add_node(**NODE, resources={"seat": 1})
+    cluster.wait_for_nodes()
+    driver, recipe = launch(
+        "train.num_workers=[1, 2]",
+        f"train.strategy={strategy}",
+        "train.resources_per_worker={seat: 1}",
+        "train.epochs=40",
+    )
+    run_id = driver.until_step(20)
+    cluster.remove_node(node, allow_graceful=False)
+    assert driver.ended(400) == 0, driver.said()
+    check_undisturbed(driver, run_id, recipe, atlas)
+    worlds = {value for _, value in history(driver.client, run_id, "workers")}
+    assert worlds == {1.0, 2.0}

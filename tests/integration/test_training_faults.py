@@ -1,0 +1,201 @@
+"""Faults, injected for real into a run in a process of its own: it ends as if nothing had been."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.integration.driver import RECIPE, check_undisturbed, start
+from tests.integration.mlflow_server import start_server
+from tests.integration.proxy import Fault
+
+from cellray.atlas.simulate import Simulation, simulate_anndata
+from cellray.atlas.write import ingest
+from cellray.core.recipe import Recipe
+from cellray.train.checkpoint import whole_checkpoints
+from cellray.train.storage import file_system
+
+OUTAGE = 30  # seconds
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("counts")
+    cells = simulate_anndata(Simulation(n_cells=1_000, n_genes=200, seed=3))
+    cells.write_h5ad(folder / "cells.h5ad")
+    return folder / "cells.h5ad"
+
+
+@pytest.fixture(scope="module")
+def atlas(counts, tmp_path_factory):
+    return ingest([counts], tmp_path_factory.mktemp("atlas") / "cells.zarr").url
+
+
+@pytest.fixture
+def launch(atlas, tmp_path, monkeypatch):
+    """Give a function that starts a run of the small recipe, changed, on the atlas or another."""
+    started = []
+
+    def launch(*changes, on=atlas, words=(), store=None, env=None):
+        recipe = Recipe.of(RECIPE).with_(list(changes))
+        (tmp_path / "recipe.yaml").write_text(recipe.dump())
+        where = store or f"sqlite:///{tmp_path}/mlflow.db"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", where)
+        options = ["--recipe", "recipe.yaml", "--atlas", on, "--name", "faulty", *words]
+        started.append(start(tmp_path, *options, store=where, env=env))
+        return started[-1], recipe
+
+    yield launch
+    for driver in started:
+        if driver.process.poll() is None:
+            driver.kill()
+
+
+def test_a_driver_that_is_killed_is_resumed_from_its_runs_id(launch, atlas, tmp_path):
+    driver, recipe = launch()
+    run_id = driver.until_step(20)
+    workers = driver.workers()
+    driver.kill()
+    assert workers
+    assert not psutil.wait_procs(workers, timeout=60)[1]  # Ray's processes end with their driver
+    assert driver.client.get_run(run_id).info.status == "RUNNING"
+
+    newest = max(
+        (tmp_path / ".cellray" / "runs" / run_id).rglob("state.json"), key=os.path.getmtime
+    )
+    half = newest.parents[1] / "checkpoint_9999-01-01"
+    (half / "dcp").mkdir(parents=True)
+    (half / "state.json").write_text(
+        json.dumps(json.loads(newest.read_text()) | {"step": 95, "records": []})
+    )
+    metadata = newest.parent / "dcp" / ".metadata"
+    (half / "dcp" / ".metadata").write_bytes(metadata.read_bytes())
+    shard = next((newest.parent / "dcp").glob("*.distcp"))
+    (half / "dcp" / shard.name).write_bytes(shard.read_bytes()[:-100])
+
+    again = start(tmp_path, "--resume", run_id, store=driver.store)
+    assert again.ended() == 0, again.said()
+    check_undisturbed(again, run_id, recipe, atlas)
+    version = again.client.get_model_version("faulty", "1")
+    assert version.run_id == run_id
+
+    third = start(tmp_path, "--resume", run_id, store=driver.store)
+    assert third.ended() == 2
+    assert f"error: run {run_id} has finished; start a new one" in third.said()
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_with_other_workers(launch, atlas, tmp_path):
+    driver, recipe = launch("train.num_workers=2", "train.strategy=fsdp")
+    run_id = driver.until_step(20)
+    driver.kill()
+    words = ["--resume", run_id, "--num-workers", "1", "--strategy", "ddp"]
+    again = start(tmp_path, *words, store=driver.store)
+    assert again.ended() == 0, again.said()
+    check_undisturbed(again, run_id, recipe, atlas)
+    tags = again.client.get_run(run_id).data.tags
+    assert tags["cellray.resumed_with"] == "train.strategy=ddp train.num_workers=1"
+
+
+@pytest.mark.slow
+def test_what_cannot_be_resumed_is_refused_in_a_line(launch, atlas, tmp_path):
+    driver, _ = launch("train.epochs=200")
+    run_id = driver.until_step(5)
+    for words, said in [
+        (["0" * 32], "no run 00000000000000000000000000000000 in this tracking store"),
+        ([run_id], f"run {run_id} is still going on in this machine's process"),
+        ([run_id, "--atlas", atlas], "--atlas beside --resume"),
+    ]:
+        refused = start(tmp_path, "--resume", *words, store=driver.store)
+        assert refused.ended() == 2
+        assert said in refused.said()
+    driver.kill()
+    for change in ("seed=3", "train.epochs=3"):
+        refused = start(tmp_path, "--resume", run_id, "--set", change, store=driver.store)
+        assert refused.ended() == 2
+        assert f"{change.partition('=')[0]} cannot change" in refused.said()
+
+
+def test_a_loss_that_is_no_number_ends_with_its_cells_and_a_checkpoint(launch, tmp_path):
+    driver, recipe = launch("optim.lr=1e30", "optim.warmup=0", "optim.clip=null")
+    assert driver.ended() == 2
+    said = driver.said()
+    assert "the loss or a gradient is not a finite number at step" in said
+    assert "Traceback" not in said
+    run_id = driver.run_id()
+    assert driver.client.get_run(run_id).info.status == "FAILED"
+    failure = json.loads(
+        Path(driver.client.download_artifacts(run_id, "failure.json", str(tmp_path))).read_text()
+    )
+    system, folder = file_system(str(tmp_path / ".cellray" / "runs" / run_id))
+    last = whole_checkpoints(system, folder)[-1]
+    assert last.step == failure["step"] - 1
+    assert len(set(failure["cells"])) == recipe.data.batch_size
+    assert "worker 0 failed" not in said  # it was not tried again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_run_that_is_interrupted_says_how_to_go_on(launch, number, status, word, tmp_path):
+    driver, _ = launch("train.epochs=200")
+    run_id = driver.until_step(5)
+    driver.process.send_signal(number)
+    assert driver.ended(60) == status
+    said = driver.said().splitlines()
+    assert said[-2:] == [f"to go on with this run: cellray pretrain --resume {run_id}", word]
+    assert driver.client.get_run(run_id).info.status == "KILLED"
+
+
+@pytest.mark.slow
+def test_a_worker_without_memory_says_so_and_is_not_tried_again(launch):
+    driver, _ = launch(
+        "train.epochs=300", "data.batch_size=512", "data.slab_batches=1", "encoder.widths=[8192]"
+    )
+    driver.until_step(2)
+    (worker,) = driver.workers()
+    room = worker.memory_info().vms + (4 << 20)
+    psutil.Process(worker.pid).rlimit(psutil.RLIMIT_AS, (room, room))
+    assert driver.ended() == 2, driver.said()
+    said = driver.said()
+    assert "worker 0 ran out of memory at step" in said
+    assert "a batch of 512 cells" in said
+    assert "set train.accumulate to 2" in said
+    assert driver.client.get_run(driver.run_id()).info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_mlflow_may_be_away(launch, atlas, tmp_path):
+    (tmp_path / "mlflow").mkdir()
+    server = start_server(tmp_path / "mlflow")
+    try:
+        driver, recipe = launch("train.epochs=30", store=server.url)
+        run_id = driver.until_step(10)
+        server.kill()
+        time.sleep(OUTAGE)
+        server = start_server(server.folder, server.port)
+        assert driver.ended() == 0, driver.said()
+        check_undisturbed(driver, run_id, recipe, atlas)
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_s3_may_be_away(launch, counts, s3_proxy, s3, tmp_path):
+    bucket = s3.bucket()
+    on_s3 = ingest([counts], f"s3://{bucket}/atlas").url
+    driver, recipe = launch("train.epochs=30", on=on_s3, words=["--storage", f"s3://{bucket}/runs"])
+    run_id = driver.until_step(10)
+    s3_proxy.faults.append(Fault("reset", times=10**9))
+    time.sleep(OUTAGE)
+    hits = s3_proxy.hits()
+    s3_proxy.faults.clear()
+    assert driver.ended() == 0, driver.said()
+    assert hits > 0
+    check_undisturbed(driver, run_id, recipe, on_s3)
+    assert [key for key in s3.keys(bucket, f"runs/{run_id}/") if key.endswith("state.json")]
