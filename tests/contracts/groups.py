@@ -52,7 +52,7 @@ def make(pair, **sections):
             "encoder": {"name": net} | NETS.get(net, {}),
             # At 1e-3 AdamW makes so much of rounding that another last bit in the weights moves
             # the twentieth loss of some pairs by more than is allowed here.
-            "optim": {"lr": 3e-4},
+            "optim": {"lr": 1e-4},
         }
         | sections
     )

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 SHARDED = [pair for pair in SMALLEST if OBJECTIVES[pair[0]].shardable]
 STRATEGIES = ("ddp", "fsdp")
 MASKED = ("masked", "mlp")
-GOES_LOW = {"objective": {"name": "masked"}, "optim": {"name": "sgd", "lr": 1e-3}}
+BOTH = ("sum", "mlp")  # its backward pass has collectives of its own, and its loss falls fast
 
 
 class Counting(CommClock):
@@ -130,14 +130,12 @@ def work(rank):
         "overflown": {name: overflown(rank, name) for name in STRATEGIES},
         "compressed": {n: compressed(rank, n) for n in (POWERSGD_RANK // WORLD, 32)},
         "trained": {
-            "ddp": trained_with(rank, ("simclr", "mlp"), {}),
-            "fsdp": trained_with(rank, ("simclr", "mlp"), {"strategy": "fsdp"}),
-            "powersgd": trained_with(rank, ("simclr", "mlp"), {"compression": "powersgd"}),
-            "offload": trained_with(
-                rank, ("simclr", "mlp"), {"strategy": "fsdp", "cpu_offload": True}
-            ),
+            "ddp": trained_with(rank, BOTH, {}),
+            "fsdp": trained_with(rank, BOTH, {"strategy": "fsdp"}),
+            "powersgd": trained_with(rank, BOTH, {"compression": "powersgd"}),
+            "offload": trained_with(rank, BOTH, {"strategy": "fsdp", "cpu_offload": True}),
             "recompute": trained_with(
-                rank, ("simclr", "mlp"), {"strategy": "fsdp", "activation_checkpointing": True}
+                rank, BOTH, {"strategy": "fsdp", "activation_checkpointing": True}
             ),
         },
     }
@@ -210,7 +208,7 @@ def test_powersgd_sends_a_matrix_of_its_rank_exactly_and_no_other(ranks):
 
 def test_powersgd_trains_and_all_ranks_stay_alike(ranks):
     one, two = (rank["trained"]["powersgd"] for rank in ranks)
-    assert one[0][-3:].mean() < one[0][:3].mean()
+    assert one[0][-3:].mean() < 0.7 * one[0][:3].mean()
     assert torch.equal(one[1], two[1])
     whole_gradients = ranks[0]["trained"]["ddp"][0]
     torch.testing.assert_close(one[0][:POWERSGD_START], whole_gradients[:POWERSGD_START])

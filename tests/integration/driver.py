@@ -48,7 +48,7 @@ class Driver:
         assert len(runs) <= 1, "a second run was begun"
         return runs[0].info.run_id if runs else None
 
-    def until_step(self, step: int, seconds: float = 120) -> str:
+    def until_step(self, step: int, seconds: float = 300) -> str:
         """Wait until MLflow knows a step, and give the run's id."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

@@ -124,17 +124,18 @@ class Batch:
         Tensor
             Shape (B, G), float32; genes that the atlas does not have are zero.
         """
-        column = self.indices.to(torch.int64)
         values = self.data.to(torch.float32)
         width = self.n_genes if n_genes is None else n_genes
-        if columns is not None:
-            column = columns[column]
+        if columns is None:
+            column = self.indices.to(torch.int64)
+        else:
+            column = columns.index_select(0, self.indices.to(torch.int32))
             values = values * (column >= 0)
             column = column.clamp_(min=0)
             width = int(columns.max()) + 1 if n_genes is None else n_genes
         flat = torch.zeros(len(self) * width, dtype=torch.float32, device=self.data.device)
         # Adding, not assigning: a dropped gene adds 0 to column 0 and changes nothing there.
-        flat.scatter_add_(0, self._rows() * width + column, values)
+        flat.scatter_add_(0, self._rows(width).add_(column), values)
         return flat.view(len(self), width)
 
     def totals(self) -> Tensor:
@@ -148,9 +149,9 @@ class Batch:
         found = Sparse(values, self._rows(), column, (len(self), n_genes))
         return found if columns.amin() >= 0 else found.only(column >= 0)
 
-    def _rows(self) -> Tensor:
-        """Give the row of each count, shape (nnz,), int64."""
-        cell = torch.arange(len(self), device=self.indptr.device)
+    def _rows(self, width: int = 1) -> Tensor:
+        """Give the row of each count times `width`, shape (nnz,), int64."""
+        cell = torch.arange(len(self), device=self.indptr.device) * width
         return cell.repeat_interleave(self.indptr.diff(), output_size=len(self.indices))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:

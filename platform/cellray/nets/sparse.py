@@ -47,8 +47,10 @@ class _Product(torch.autograd.Function):
         )
         ctx.by_gene = starts, cells, values
         ctx.shape, ctx.dtype = (len(weight_DG), n_genes), weight_DG.dtype
+        # NumPy has no bfloat16, in which FSDP2 may hold the weights.
+        known = weight_DG.detach().to(torch.promote_types(ctx.dtype, torch.float32))
         # Not .numpy(), after which torch refuses to free a storage, as FSDP2 does after each use.
-        weights = np.from_dlpack(weight_DG.detach().contiguous())
+        weights = np.from_dlpack(known.contiguous())
         out = np.zeros((n_cells, len(weights)), weights.dtype)
 
         def units(low: int, high: int) -> None:
@@ -59,7 +61,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's context
-        grad_BD = grads[0].to(ctx.dtype).contiguous().numpy()
+        wide = torch.promote_types(ctx.dtype, torch.float32)
+        grad_BD = grads[0].to(wide).contiguous().numpy()
         out = np.empty(ctx.shape, grad_BD.dtype)
         starts, cells, values = ctx.by_gene
 
@@ -67,7 +70,7 @@ class _Product(torch.autograd.Function):
             _transposed_product(grad_BD, starts, cells, values, out, low, high)
 
         _share_out(genes, ctx.shape[1])
-        return torch.from_numpy(out), None
+        return torch.from_numpy(out).to(ctx.dtype), None
 
 
 def _share_out(work: Callable[[int, int], None], size: int) -> None:

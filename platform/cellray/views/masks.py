@@ -43,7 +43,11 @@ def random_mask(genes: Genes, *, fraction: Fraction = 0.5, probability: Probabil
         if isinstance(x_BG, Sparse) and not needs_target:  # spares the bits of zeros
             hidden = bernoulli_at(key_B, x_BG, fraction) & masked_B[x_BG.rows]
             return times(x_BG.only(~hidden), scale_B), None
-        hidden_BG = bernoulli(key_B, x_BG.shape[1], fraction) & masked_B[:, None]
-        return times(only(x_BG, ~hidden_BG), scale_B), hidden_BG if needs_target else None
+        hidden_BG = bernoulli(key_B, x_BG.shape[1], fraction).logical_and_(masked_B[:, None])
+        target_BG = hidden_BG if needs_target else None
+        if isinstance(x_BG, Sparse):
+            return times(only(x_BG, ~hidden_BG), scale_B), target_BG
+        # Filling goes through the matrix once; a choice of entries, then scaling, thrice.
+        return (x_BG * scale_B[:, None]).masked_fill_(hidden_BG, 0.0), target_BG
 
     return view

@@ -50,6 +50,19 @@ def test_loss_and_monitors_equal_numpy(parts):
     assert out["explained_variance"].item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("weights", ["uniform", "long_tail"])
+def test_gradients_equal_those_of_the_formula(parts, weights):
+    objective, encoder, x, view, hidden = parts
+    objective.weights = weights
+    last = objective.decoder.layers[-1].weight
+    found = objective(encoder, [(view, hidden)], Cells.of(x))["loss"]
+    (ours,) = torch.autograd.grad(3 * found, last)
+    weight = (x + 1e-5)[hidden] if weights == "long_tail" else torch.ones(int(hidden.sum()))
+    squared = (objective.decoder(encoder(view)) - x)[hidden].square()
+    (expected,) = torch.autograd.grad(3 * (squared * weight).sum() / weight.sum(), last)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_visible_entries_of_the_target_do_not_matter(parts):
     objective, encoder, x, view, hidden = parts
     one = objective(encoder, [(view, hidden)], Cells.of(x))["loss"]
