@@ -107,7 +107,7 @@ def callback_of(atlas, plan, selection, folder):
     setup = Setup(Choice(plan, selection, None), np.array([], np.int64), ())
     run_id = start_run(experiment="resume", run_name="r", params={}, tags={})
     outbox = Outbox(run_id, folder / "outbox.jsonl", uri=tracking_uri())
-    return RunCallback(recipe, atlas, setup, outbox=outbox, tell=ignore, step=0)
+    return RunCallback(recipe, atlas, setup, outbox=outbox, logged=0, tell=ignore, step=0)
 
 
 def ignore(tick):

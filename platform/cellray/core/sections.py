@@ -208,8 +208,7 @@ class Train(Section):
     cpus_per_worker
         CPUs that a worker asks of Ray; Ray Data needs what is left over to read.
     resources_per_worker
-        Other resources that a worker asks of Ray, by name: ``{GPU: 0.5}``, or one of the cluster's
-        own.
+        Other resources that a worker asks of Ray, by the names that the cluster gives them.
     placement
         How Ray lays workers over nodes: ``PACK`` on few, ``SPREAD`` over many, ``STRICT_`` or not
         at all.

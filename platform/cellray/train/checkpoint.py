@@ -7,9 +7,10 @@ lengths, so a folder that was not written to its end is known as such.
 """
 
 import json
+import math
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -70,11 +71,14 @@ class Stored:
         Where the run stood.
     records
         What the run had to tell since the checkpoint before.
+    epoch
+        At an epoch's end its number, the cells that it trained on, and their hash.
     """
 
     path: str
     state: State
     records: list[dict[str, float]]
+    epoch: dict[str, int]
 
     @property
     def step(self) -> int:
@@ -94,7 +98,8 @@ def begin_checkpoint(
     optimizer: Optimizer,
     state: State,
     *,
-    records: list[dict[str, float]] | None = None,
+    records: Sequence[dict[str, float]] = (),
+    epoch: Mapping[str, int] | None = None,
     rank: int = 0,
     group: dist.ProcessGroup | None = None,
 ) -> Future[Any]:
@@ -108,8 +113,9 @@ def begin_checkpoint(
         Where to write.
     learner, optimizer, state
         What to write.
-    records
-        What the run has had to tell since its last checkpoint.
+    records, epoch
+        What the run has had to tell since its last checkpoint; at an epoch's end its number, its
+        cells and their hash.
     rank
         This process's; rank 0 writes ``state.json``.
     group
@@ -122,7 +128,7 @@ def begin_checkpoint(
     """
     model, optim = get_state_dict(learner, optimizer)
     if rank == 0:
-        document = asdict(state) | {"records": records or []}
+        document = {"state": asdict(state), "records": list(records), "epoch": dict(epoch or {})}
         (folder / STATE).write_text(json.dumps(document))
     writing = async_save(
         {"model": model, "optim": optim},
@@ -144,7 +150,7 @@ def load_checkpoint(
     set_state_dict(
         learner, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optim"]
     )
-    state, _ = _read_state((folder / STATE).read_text())
+    state, _, _ = _read_state((folder / STATE).read_text())
     # The schedule is a function of the step alone.
     schedule.last_epoch = state.step - 1
     schedule.step()
@@ -187,10 +193,30 @@ def best_of(checkpoints: list[Stored]) -> Stored:
     if not checkpoints:
         msg = "the run has ended without a checkpoint"
         raise RuntimeError(msg)
-    return min(
-        checkpoints,
-        key=lambda one: (one.losses.get("validation_loss", float("inf")), -one.step),
-    )
+    return min(checkpoints, key=_rank)
+
+
+def prune(system: FileSystem, checkpoints: list[Stored], keep: int) -> None:
+    """Remove all but the best ones and the last.
+
+    Parameters
+    ----------
+    system
+        Where they lie.
+    checkpoints
+        All of a run, by step.
+    keep
+        How many of the best remain.
+    """
+    kept = {one.path for one in [*sorted(checkpoints, key=_rank)[:keep], *checkpoints[-1:]]}
+    for one in checkpoints:
+        if one.path not in kept:
+            system.delete_dir(one.path)
+
+
+def _rank(one: Stored) -> tuple[float, int]:
+    loss = one.losses.get("validation_loss", math.inf)
+    return (loss if math.isfinite(loss) else math.inf, -one.step)
 
 
 @contextmanager
@@ -227,14 +253,13 @@ def _read(system: FileSystem, path: str) -> Stored | None:
             return None
         with system.open_input_stream(f"{path}/{STATE}") as file:
             return Stored(path, *_read_state(file.read().decode()))
-    except (FileNotFoundError, EOFError, ValueError, UnpicklingError):  # no index yet, or half
+    except (FileNotFoundError, EOFError, ValueError, KeyError, UnpicklingError):
         return None
 
 
-def _read_state(text: str) -> tuple[State, list[dict[str, float]]]:
+def _read_state(text: str) -> tuple[State, list[dict[str, float]], dict[str, int]]:
     document: Mapping[str, Any] = json.loads(text)
-    records: list[dict[str, float]] = document.get("records", [])
-    return State(**{key: document[key] for key in document if key != "records"}), records
+    return State(**document["state"]), document["records"], document["epoch"]
 
 
 @contextmanager

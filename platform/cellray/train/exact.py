@@ -5,6 +5,9 @@ it goes on where a checkpoint left it. Two different multisets of cells have the
 chance only.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,3 +31,25 @@ def planned(plan: Plan, selection: Selection, epoch: int) -> tuple[int, int]:
     for slab in range(epoch * plan.slabs_per_epoch, (epoch + 1) * plan.slabs_per_epoch):
         total += hash_cells(share_cells(plan, selection, slab))
     return plan.slabs_per_epoch * plan.slab, total & int(MASK)
+
+
+def check_cells(plan: Plan, selection: Selection, epoch: Mapping[str, Any]) -> None:
+    """Raise unless an epoch was trained on the planned cells and no others.
+
+    Parameters
+    ----------
+    plan, selection
+        Which cells are planned.
+    epoch
+        Number of the ``epoch`` from 1 on, how many ``cells`` it was trained on, and their
+        ``cells_hash``.
+
+    Raises
+    ------
+    RuntimeError
+        Other cells.
+    """
+    number = int(epoch["epoch"])
+    if (epoch["cells"], epoch["cells_hash"]) != planned(plan, selection, number - 1):
+        msg = f"epoch {number} was trained on {epoch['cells']} cells that are not the planned ones"
+        raise RuntimeError(msg)

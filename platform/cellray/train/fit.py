@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from cellray.core.recipe import Recipe
 from cellray.core.types import Progress
 from cellray.track import runs
 from cellray.track.outbox import Outbox
-from cellray.track.store import tracking_uri
+from cellray.track.store import scrub, tracking_uri
 from cellray.train.checkpoint import Stored
 from cellray.train.launch import Launch
 from cellray.train.report import GroupSize, RunCallback
@@ -40,6 +41,8 @@ class Attempt:
         Where the run's checkpoints are kept, as its file system names it.
     begin
         The checkpoint that it goes on from; None begins the run.
+    logged
+        The last step that the MLflow run holds.
     flops
         Floating-point operations of a cell's training step.
     """
@@ -48,6 +51,7 @@ class Attempt:
     run_id: str
     folder: str
     begin: Stored | None
+    logged: int
     flops: float
 
     @property
@@ -72,7 +76,13 @@ def fit_attempt(
     system, _ = file_system(attempt.launch.storage)
     with following(attempt.step, setup.choice.plan.steps, progress) as (ticker, failure):
         callback = RunCallback(
-            recipe, atlas, setup, outbox=outbox, tell=ticker.tell, step=attempt.step
+            recipe,
+            atlas,
+            setup,
+            outbox=outbox,
+            logged=attempt.logged,
+            tell=ticker.tell,
+            step=attempt.step,
         )
         # Ray would take a name that was there before for a run to go on with, its own way.
         name = f"from-{attempt.step}-{os.urandom(4).hex()}"
@@ -94,7 +104,11 @@ def fit_attempt(
                 "system_metrics": _remote_tracking(),
                 "ticker": ticker,
             },
-            torch_config=TorchConfig(timeout_s=train.timeout_s),
+            torch_config=TorchConfig(
+                # What is offloaded is reduced where it lies.
+                backend="cpu:gloo,cuda:nccl" if use_gpu and train.cpu_offload else None,
+                timeout_s=train.timeout_s,
+            ),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=train.num_workers,  # type: ignore[arg-type] # elastic: two numbers
                 use_gpu=use_gpu,
@@ -136,12 +150,14 @@ def _remote_tracking() -> tuple[str, str] | None:
     """Give the tracking server, for nodes other than this one, and this node's id."""
     uri = tracking_uri()
     here = ray.get_runtime_context().get_node_id()
-    return (uri, here) if uri.startswith("http") else None
+    plain = uri.startswith("http") and uri == scrub(uri)  # no credentials leave the driver
+    return (uri, here) if plain else None
 
 
 def _failed(run_id: str, failure: Mapping[str, Any]) -> CellrayError:
     """Store what has failed with the run, and say it."""
-    runs.log_document(run_id, "failure.json", failure)
+    with suppress(CellrayError):  # MLflow may be away; the line below says most of it
+        runs.log_document(run_id, "failure.json", failure)
     cells = failure["cells"]
     shown = ", ".join(map(str, cells[:5])) + (", …" if len(cells) > len(cells[:5]) else "")
     return CellrayError(

@@ -6,6 +6,7 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,18 @@ class Launch:
                     f"{key} cannot change when a run is resumed: it would be another run",
                     "leave it out, or start a new run, from this one's model with init.model",
                 )
-        return replace(self, recipe=self.recipe.with_(list(changes)))
+        recipe = self.recipe.with_(list(changes))
+        mix = recipe.data.mix or 1
+        if mix % lcm(*recipe.train.worlds):
+            fit = [count for count in range(1, mix + 1) if mix % count == 0]
+            raise CellrayError(
+                f"train.num_workers={recipe.train.num_workers} does not fit the plan that the run "
+                "began with",
+                f"set train.num_workers to {', '.join(map(str, fit[:-1]))} or {fit[-1]}"
+                if len(fit) > 1
+                else "set train.num_workers to 1",
+            )
+        return replace(self, recipe=recipe)
 
 
 @store_errors()

@@ -28,6 +28,8 @@ from cellray.train.memory import explained
 from cellray.train.parallel import accumulating, autocast, rank_mean, scaler
 from cellray.train.timing import Phases, Record
 
+SMALLEST_SCALE = 1.0
+"""Of a float16 loss: gradients that overflow below it are no number, however they are scaled."""
 MONITORED_CELLS = 2048
 """Held-out cells whose embeddings are watched, over all ranks."""
 
@@ -130,10 +132,13 @@ class Loop:
                 self.observe(records[-1], since * len(rows))
                 sums, since = {}, 0
             if ended or due:
-                summary = self._end_epoch(epoch, records) if ended else {}
+                with explained(self.recipe, self.state.step, len(rows), self.rank):
+                    summary = self._end_epoch(epoch, records) if ended else {}
                 self._report(records, summary)
                 records = []
                 phases.restart()
+                if self.clock is not None:
+                    self.clock.lap()  # validation's collectives are no step's
             if ended and self._out_of_patience():
                 break
         return self.state
@@ -178,7 +183,8 @@ class Loop:
         norm: Tensor = found.full_tensor() if hasattr(found, "full_tensor") else found
         if not math.isfinite(norm.item()):
             # Half precision overflows now and then: the scaler leaves the step out.
-            if not self.scaler.is_enabled() or not rank_mean(loss).isfinite():
+            small = self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE
+            if not self.scaler.is_enabled() or small or not rank_mean(loss).isfinite():
                 raise Diverged
             norm = torch.zeros_like(norm)
         self.scaler.step(self.optimizer)

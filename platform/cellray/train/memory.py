@@ -50,11 +50,13 @@ def out_of_memory(
     where = "" if step is None else f" at step {step}"
     share = "" if cells is None else f"its share of {cells} cells of "
     passes = recipe.train.accumulate
+    most = recipe.data.batch_size // recipe.train.worlds[-1] // 2
+    more = next((n for n in range(2 * passes, most + 1) if recipe.data.batch_size % n == 0), None)
+    knob = "" if more is None else f"train.accumulate to {more}, or "
     return CellrayError(
         f"{worker} ran out of memory{where}: {share}a batch of {recipe.data.batch_size} cells in "
         f"{passes} pass{'es' if passes > 1 else ''} ({_held()})",
-        f"set train.accumulate to {2 * passes}, or data.batch_size lower; 'cellray pretrain "
-        "--dry-run' says what a worker needs",
+        f"set {knob}data.batch_size lower; 'cellray pretrain --dry-run' says what a worker needs",
     )
 
 

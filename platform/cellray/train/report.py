@@ -15,7 +15,7 @@ from cellray.core.recipe import Recipe
 from cellray.feed.source import train_dataset
 from cellray.score import collapse
 from cellray.track.outbox import Outbox
-from cellray.train.exact import planned
+from cellray.train.exact import check_cells
 from cellray.train.memory import out_of_memory
 from cellray.train.setup import Setup
 from cellray.train.timing import Record
@@ -35,8 +35,8 @@ class RunCallback(UserCallback):
     ----------
     recipe, atlas, setup
         What is trained.
-    outbox
-        The way to the MLflow run.
+    outbox, logged
+        The way to the MLflow run, and the last step that the run holds already.
     tell
         Tells the driver what happens to the workers.
     step
@@ -50,6 +50,7 @@ class RunCallback(UserCallback):
         setup: Setup,
         *,
         outbox: Outbox,
+        logged: int,
         tell: Callable[[Mapping[str, Any]], None],
         step: int,
     ) -> None:
@@ -58,9 +59,11 @@ class RunCallback(UserCallback):
         self._plan = setup.choice.plan
         self._selection = setup.choice.selection
         self._outbox = outbox
+        self._logged = logged
         self._tell = tell
         self._step = step
-        self._collapsed = False
+        # A run that is resumed may have been flagged before.
+        self._collapsed: bool | None = None if step else False
         self.world = recipe.train.worlds[-1]
 
     def dataset(self) -> ray.data.Dataset:
@@ -89,9 +92,8 @@ class RunCallback(UserCallback):
             self._step = told["step"]
         records: Sequence[Record] = told["records"]
         if "cells_hash" in told:
-            self._check_cells(told["epoch"], told["cells"], told["cells_hash"])
-            records[-1]["cells_seen"] = float(told["cells"])
-        self._outbox.put(records)
+            check_cells(self._plan, self._selection, told)
+        self._outbox.put([one for one in records if one["step"] > self._logged])
         self._flag(records)
         if "failure" in told:
             self._tell({"failure": told["failure"]})
@@ -109,20 +111,19 @@ class RunCallback(UserCallback):
             A worker has said what its user must mend, or has run out of memory.
         """
         del run_context
-        for error in worker_exceptions.values():
+        errors = {
+            # Ray wraps what has ended a worker's process.
+            rank: getattr(error, "health_check_failure", error)
+            for rank, error in worker_exceptions.items()
+        }
+        for error in errors.values():
             if isinstance(error, CellrayError) and not isinstance(error, StorageError):
                 raise error
             if isinstance(error, OutOfMemoryError):
                 raise out_of_memory(self._recipe) from error
-        rank, error = next(iter(worker_exceptions.items()))
+        rank, error = next(iter(errors.items()))
         line = (str(error).splitlines() or [""])[0]
         self._tell({"event": f"worker {rank} failed ({type(error).__name__}: {line})"})
-
-    def _check_cells(self, epoch: int, count: int, total: int) -> None:
-        """Raise unless the epoch was trained on the planned cells and no others."""
-        if (count, total) != planned(self._plan, self._selection, epoch - 1):
-            msg = f"epoch {epoch} was trained on {count} cells that are not the planned ones"
-            raise RuntimeError(msg)
 
     def _flag(self, records: Sequence[Record]) -> None:
         """Tag a run whose embeddings have collapsed, and take the tag back if they recover."""
@@ -131,10 +132,12 @@ class RunCallback(UserCallback):
             return
         std, rank = judged[-1]["embedding_std"], judged[-1]["effective_rank"]
         flagged = collapse.collapsed(std, rank)
-        if flagged == self._collapsed:
+        known, self._collapsed = self._collapsed, flagged
+        if flagged == known:
             return
-        self._collapsed = flagged
         self._outbox.tag(COLLAPSED, str(flagged).lower())
+        if known is None and not flagged:
+            return
         word = "have collapsed" if flagged else "have spread out again"
         self._tell(
             {

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cellray.atlas.storage import check_writable
@@ -14,7 +15,15 @@ from cellray.track import models, runs
 from cellray.track.outbox import Outbox, last_step
 from cellray.track.store import tracking_uri
 from cellray.track.system import system_metrics
-from cellray.train.checkpoint import Stored, best_of, fetched, load_learner, whole_checkpoints
+from cellray.train.checkpoint import (
+    Stored,
+    best_of,
+    fetched,
+    load_learner,
+    prune,
+    whole_checkpoints,
+)
+from cellray.train.exact import check_cells
 from cellray.train.fit import Attempt, fit_attempt
 from cellray.train.launch import DRIVER, Launch, driver, find_launch
 from cellray.train.limits import checked_budget
@@ -23,7 +32,8 @@ from cellray.train.storage import file_system, outbox_file, run_storage
 
 DELIVERY_SECONDS = 600
 """How long a run waits at its end for MLflow to take what it has to tell."""
-POLL_SECONDS = "0.2"  # Ray's 2 s would hold every epoch of a small atlas back
+LAST_SECONDS = 5
+"""The same, of a run that has failed; what is left goes when it is resumed."""
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +153,7 @@ def resume(run_id: str, *, changes: Sequence[str] = (), progress: Progress | Non
     costs = checked_budget(launch.recipe, opened, setup, launch.storage)
     marks = {DRIVER: driver()} | ({"cellray.resumed_with": " ".join(changes)} if changes else {})
     with runs.reopened(run_id, tags=marks):
+        launch.store(run_id)
         return _train(launch, opened, setup, run_id, costs.flops_per_cell, progress)
 
 
@@ -158,17 +169,22 @@ def _train(
     recipe = launch.recipe
     system, root = file_system(launch.storage)
     folder = f"{root}/{run_id}"
+    outbox = Outbox(run_id, outbox_file(launch.storage, run_id), uri=tracking_uri())
     try:
         with ray_session(), system_metrics(run_id, "driver"):
             before = whole_checkpoints(system, folder)
-            outbox = _caught_up(run_id, launch.storage, before)
+            logged = _catch_up(outbox, run_id, setup, before)
             if not before or before[-1].step < setup.choice.plan.steps:
                 begin = before[-1] if before else None
-                attempt = Attempt(launch, run_id, folder, begin, flops)
+                attempt = Attempt(launch, run_id, folder, begin, logged, flops)
                 fit_attempt(attempt, atlas, setup, outbox, progress)
             outbox.close(DELIVERY_SECONDS)
-        best = best_of(whole_checkpoints(system, folder))
+        stored = whole_checkpoints(system, folder)
+        best = best_of(stored)
+        prune(system, stored, recipe.train.keep)
     except BaseException:
+        with suppress(CellrayError):  # what ended the run says more
+            outbox.close(LAST_SECONDS)
         logger.warning("to go on with this run: cellray pretrain --resume %s", run_id)
         raise
     learner = setup.learner(recipe)
@@ -190,14 +206,27 @@ def _train(
     return RunRef(run_id, atlas.url, launch.name, version, uri, metrics, setup.notes())
 
 
-def _caught_up(run_id: str, storage: str, checkpoints: Sequence[Stored]) -> Outbox:
-    """Send MLflow what a driver that died had not sent, and give the way for what comes."""
-    file = outbox_file(storage, run_id)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    outbox = Outbox(run_id, file, uri=tracking_uri())
-    if checkpoints:
-        outbox.close(DELIVERY_SECONDS)
-        logged = last_step(run_id)
-        outbox.put([one for c in checkpoints for one in c.records if one["step"] > logged])
-        outbox.close(DELIVERY_SECONDS)
-    return outbox
+def _catch_up(outbox: Outbox, run_id: str, setup: Setup, checkpoints: Sequence[Stored]) -> int:
+    """Send MLflow what a driver that died had not sent, and give the last step that it holds.
+
+    Raises
+    ------
+    CellrayError
+        MLflow holds steps, and there is no checkpoint: they would be trained again.
+    """
+    outbox.close(DELIVERY_SECONDS)
+    logged = last_step(run_id)
+    if logged and not checkpoints:
+        raise CellrayError(
+            f"run {run_id} has trained {logged} steps, and none of its checkpoints is here",
+            "mount the storage that it was given, or work in the folder that it was started from",
+        )
+    plan, selection = setup.choice.plan, setup.choice.selection
+    unsent: dict[float, dict[str, float]] = {}
+    for one in checkpoints:
+        if one.epoch:
+            check_cells(plan, selection, one.epoch)
+        unsent |= {r["step"]: r for r in one.records if r["step"] > logged}
+    outbox.put([unsent[step] for step in sorted(unsent)])
+    outbox.close(DELIVERY_SECONDS)
+    return max([logged, *map(int, unsent)])

@@ -3,10 +3,12 @@
 import math
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,8 @@ from cellray.train.timing import Record
 if TYPE_CHECKING:
     from cellray.train.loop import Loop
 
-PREFIX = "cellray-checkpoint-"
+PREFIX = f"cellray-checkpoint-{socket.gethostname()}-"  # a temporary folder may be shared
+EPOCH = ("epoch", "cells", "cells_hash")
 SHOWN = ("train_loss", "validation_loss", "cells_per_s", "feed_wait_share")
 """What of a record a driver shows."""
 
@@ -40,6 +43,8 @@ class Saver:
         Whose reports they are.
     ticker
         The way to the driver.
+    timeout_s
+        Seconds that a worker waits for the others' part of a checkpoint.
 
     Attributes
     ----------
@@ -50,7 +55,14 @@ class Saver:
     loop: "Loop"
 
     def __init__(
-        self, system: FileSystem, folder: str, *, run: str, rank: int, ticker: Ticker
+        self,
+        system: FileSystem,
+        folder: str,
+        *,
+        run: str,
+        rank: int,
+        ticker: Ticker,
+        timeout_s: int,
     ) -> None:
         self._ticker = ticker
         self._told = -math.inf
@@ -61,7 +73,9 @@ class Saver:
         self._stored = threading.Event()
         self._stored.set()
         # DCP's threads talk to each other while the steps do: they need a group of their own.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        patience = timedelta(seconds=timeout_s)
+        several = dist.is_initialized()
+        self._group = dist.new_group(backend="gloo", timeout=patience) if several else None
         sweep()
 
     def observe(self, record: Record, cells: int) -> None:
@@ -90,6 +104,8 @@ class Saver:
         """Begin a checkpoint and report; returns as soon as the state is copied."""
         began = time.perf_counter()
         self.wait()
+        if "cells" in summary:
+            records[-1]["cells_seen"] = float(summary["cells"])
         loop = self.loop
         held = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         writing = begin_checkpoint(
@@ -97,7 +113,8 @@ class Saver:
             loop.learner,
             loop.optimizer,
             loop.state,
-            records=list(records),
+            records=records,
+            epoch={key: summary[key] for key in EPOCH if key in summary},
             rank=self._rank,
             group=self._group,
         )
@@ -114,8 +131,9 @@ class Saver:
                 stored.set()
 
         # Ray ranks a checkpoint without the score above all others; inside an epoch there is none.
-        unjudged = {"validation_loss": math.inf}
-        metrics = unjudged | {"records": list(records), "step": loop.state.step, **summary}
+        loss = summary.get("validation_loss", math.inf)
+        judged = {"validation_loss": loss if math.isfinite(loss) else math.inf}
+        metrics = {"records": list(records), "step": loop.state.step, **summary, **judged}
         if records:
             records[-1]["seconds_checkpoint"] = time.perf_counter() - began
             if self._rank == 0:

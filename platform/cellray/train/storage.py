@@ -55,4 +55,5 @@ def file_system(storage: str) -> tuple[FileSystem, str]:
 def outbox_file(storage: str, run_id: str) -> Path:
     """Give the file of metrics that MLflow has not had yet, on the driver's machine."""
     folder = Path.cwd() / ".cellray" / "outbox" if is_remote(storage) else Path(storage) / run_id
+    folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{run_id}.jsonl"

@@ -57,7 +57,14 @@ def train_worker(config: Mapping[str, Any]) -> None:
         learner.load_state_dict(config["initial"])
     learner = learner.to(device)
     clock = CommClock()
-    saver = Saver(system, folder, run=config["run"], rank=rank, ticker=config["ticker"])
+    saver = Saver(
+        system,
+        folder,
+        run=config["run"],
+        rank=rank,
+        ticker=config["ticker"],
+        timeout_s=recipe.train.timeout_s,
+    )
     loop = make_loop(
         recipe,
         plan,
@@ -137,9 +144,10 @@ def make_loop(
         validation=validation_share(
             atlas,
             validation,
-            plan.batch_size,
+            plan,
             rank,
             world,
+            passes=recipe.train.accumulate,
             obs=recipe.data.columns,
             matrices=recipe.data.matrices,
         ),
@@ -174,16 +182,20 @@ def stream(tables: Iterable[Any], plan: Plan, step: int, *, rank: int = 0) -> It
 def validation_share(
     atlas: Atlas,
     cells: NDArray[np.int64],
-    batch_size: int,
+    plan: Plan,
     rank: int,
     world: int,
     *,
+    passes: int = 1,
     obs: Sequence[str] = (),
     matrices: Sequence[str] = (),
 ) -> list[Rows]:
-    """Read one rank's share of the held-out cells, in batches that are equal on all ranks."""
-    size = min(batch_size, len(cells) // world * world)
-    if not size:
+    """Read one rank's share of the held-out cells, in batches that are equal on all ranks.
+
+    They are as large as a training pass, and the same for any number of ranks of the plan.
+    """
+    size = min(plan.batch_size // passes, len(cells)) // plan.mix * plan.mix
+    if size < 2 * world:
         return []
     count = len(cells) // size
     each = size // world

@@ -22,6 +22,7 @@ from cellray.train.checkpoint import (
     fetched,
     load_checkpoint,
     load_learner,
+    prune,
     whole_checkpoints,
 )
 from cellray.train.parallel import parallelise
@@ -162,7 +163,7 @@ def test_whole_checkpoints_are_found_in_order_and_the_best_is_chosen(stored):
     best = best_of(found(stored))
     assert (best.step, best.losses) == (2, {"validation_loss": 0.4, "train_loss": 1.4})
     with fetched(LocalFileSystem(), best.path) as folder:
-        assert json.loads((folder / "state.json").read_text())["step"] == 2
+        assert json.loads((folder / "state.json").read_text())["state"]["step"] == 2
     assert found(stored / "absent") == []
     with pytest.raises(RuntimeError, match="without a checkpoint"):
         best_of([])
@@ -191,3 +192,18 @@ def test_without_validation_the_last_checkpoint_is_the_best(tmp_path):
         begin = partial(begin_checkpoint, folder, parts[0], parts[2])
         begin(State(step=step), records=[{"step": step, "train_loss": step}]).result()
     assert best_of(found(tmp_path)).step == 2
+
+
+def test_the_best_and_the_last_are_kept(stored):
+    prune(LocalFileSystem(), found(stored), 1)
+    assert [one.step for one in found(stored)] == [2, 3]
+    prune(LocalFileSystem(), found(stored), 2)
+    assert [one.step for one in found(stored)] == [2, 3]
+
+
+def test_a_validation_loss_that_is_no_number_is_not_the_best(stored):
+    state = stored / "a" / "checkpoint_1" / "state.json"
+    document = json.loads(state.read_text())
+    document["records"][-1]["validation_loss"] = float("nan")
+    state.write_text(json.dumps(document))
+    assert best_of(found(stored)).step == 2

@@ -203,3 +203,20 @@ def test_a_failed_allocation_names_the_batch_and_the_memory(make_loop, feed):
         r"cells of a batch of 32 cells in 2 passes .*set train.accumulate to 4",
     ):
         loop.run(feed(loop.plan))
+
+
+def test_half_precision_leaves_out_steps_that_overflow_and_learns(make_loop, feed):
+    loop = make_loop("train.precision=float16", "train.epochs=20", "train.log_every=1")
+    loop.scaler.load_state_dict(loop.scaler.state_dict() | {"scale": 2.0**30})
+    before = parameters(loop.learner)
+    loop.run(itertools.islice(feed(loop.plan), 1))
+    assert torch.equal(parameters(loop.learner), before)
+    assert loop.scaler.get_scale() == 2.0**29
+    loop.run(feed(loop.plan, 1))
+    seen = [r["train_loss"] for records, _ in loop.reports for r in records]
+    assert loop.scaler.get_scale() < 2.0**20
+    assert np.mean(seen[-10:]) < 0.8 * np.mean(seen[:10])
+    assert loop.state.loss_scale["scale"] == loop.scaler.get_scale()
+    again = make_loop("train.precision=float16")
+    again.restore(replace(loop.state))
+    assert again.scaler.get_scale() == loop.scaler.get_scale()

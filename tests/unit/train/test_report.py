@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import OutOfMemoryError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from cellray.atlas.plan import make_plan
 from cellray.atlas.selection import Selection
@@ -34,6 +35,7 @@ def made(tmp_path, monkeypatch):
             None,
             SimpleNamespace(choice=SimpleNamespace(plan=PLAN, selection=SELECTION)),
             outbox=outbox,
+            logged=0,
             tell=told.append,
             step=0,
         )
@@ -69,9 +71,8 @@ def test_a_collapsed_run_is_tagged_and_the_tag_follows_it(made):
 
 def test_an_epoch_of_other_cells_than_planned_ends_the_run(made):
     cells, total = planned(PLAN, SELECTION, 0)
-    record = {"step": 12.0, "train_loss": 1.0}
-    report(made, record, epoch=1, cells=cells, cells_hash=total)
-    assert record["cells_seen"] == PLAN.steps_per_epoch * 8
+    report(made, {"step": 12.0, "train_loss": 1.0}, epoch=1, cells=cells, cells_hash=total)
+    assert cells == PLAN.steps_per_epoch * 8
     for wrong in ({"cells": cells - 8}, {"cells_hash": total ^ 1}, {"epoch": 2}):
         facts = {"epoch": 1, "cells": cells, "cells_hash": total} | wrong
         with pytest.raises(RuntimeError, match="cells that are not the planned ones"):
@@ -81,9 +82,18 @@ def test_an_epoch_of_other_cells_than_planned_ends_the_run(made):
 def test_what_a_user_must_mend_is_not_tried_again(made):
     with pytest.raises(CellrayError, match="too much; less"):
         made.callback.after_exception(None, {1: CellrayError("too much", "less")})
+    killed = WorkerHealthCheckFailedError("failed", failure=OutOfMemoryError("killed"))
     with pytest.raises(CellrayError, match=r"256 cells in 1 pass .*train\.accumulate to 2"):
-        made.callback.after_exception(None, {0: OutOfMemoryError("killed")})
+        made.callback.after_exception(None, {0: killed})
     made.callback.after_exception(None, {0: StorageError("no answer", "wait")})
     assert "no answer" in made.told.pop()["event"]
     made.callback.after_exception(None, {1: RuntimeError("gloo: connection closed")})
     assert made.told == [{"event": "worker 1 failed (RuntimeError: gloo: connection closed)"}]
+
+
+def test_what_mlflow_holds_already_is_not_sent_again(made):
+    made.callback._logged = 2
+    report(made, *({"step": float(step), "train_loss": 1.0} for step in (1, 2, 3)))
+    made.outbox.close(60)
+    history = client().get_metric_history(made.run_id, "train_loss")
+    assert [one.step for one in history] == [3]
