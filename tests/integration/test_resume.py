@@ -25,7 +25,6 @@ from cellray.atlas.weights import select
 from cellray.atlas.write import ingest
 from cellray.core.recipe import Recipe
 from cellray.feed.source import train_dataset
-from cellray.track.outbox import Outbox
 from cellray.track.runs import start_run
 from cellray.track.store import tracking_uri
 from cellray.train.report import RunCallback
@@ -106,7 +105,7 @@ def callback_of(atlas, plan, selection, folder):
     recipe = Recipe().with_(["train.num_workers=2"])
     setup = Setup(Choice(plan, selection, None), np.array([], np.int64), ())
     run_id = start_run(experiment="resume", run_name="r", params={}, tags={})
-    outbox = Outbox(run_id, folder / "outbox.jsonl", uri=tracking_uri())
+    outbox = (run_id, folder / "outbox.jsonl", tracking_uri())
     return RunCallback(recipe, atlas, setup, outbox=outbox, logged=0, tell=ignore, step=0)
 
 

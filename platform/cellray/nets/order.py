@@ -5,9 +5,6 @@ Shape suffixes: N cells, G genes, P principal components, K clusters.
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import leaves_list, linkage
-from sklearn.cluster import KMeans
-from sklearn.utils.extmath import randomized_svd
 
 COMPONENTS = 50
 
@@ -31,6 +28,9 @@ def coexpression_places(x_NG: NDArray[np.float32]) -> NDArray[np.int64]:
     ndarray
         Shape (G,), int64, a permutation of ``range(G)``.
     """
+    # A second to import, which every worker of any encoder would wait for.
+    from sklearn.utils.extmath import randomized_svd
+
     n_cells, n_genes = x_NG.shape
     spread_G = x_NG.std(axis=0)
     varying = np.flatnonzero(spread_G > 0)
@@ -50,6 +50,9 @@ def coexpression_places(x_NG: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _ordered_clusters(loading_GP: NDArray[np.float32]) -> NDArray[np.int64]:
     """Cluster genes, and number the clusters so that like ones are neighbours."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from sklearn.cluster import KMeans
+
     distinct = len(np.unique(loading_GP.round(4), axis=0))
     n_clusters = min(round(len(loading_GP) ** 0.5), distinct)
     means = KMeans(n_clusters, n_init=1, random_state=0).fit(loading_GP)

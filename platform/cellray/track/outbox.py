@@ -73,6 +73,11 @@ class Outbox:
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Outbox, uri=self._uri), (self._run_id, self._file)
 
+    @property
+    def parts(self) -> tuple[str, Path, str]:
+        """The run's id, the file and the store's URI: what another process makes its own of."""
+        return self._run_id, self._file, self._uri
+
     def put(self, records: Sequence[Mapping[str, float]]) -> None:
         """Log metrics, stamped with the time of this call.
 

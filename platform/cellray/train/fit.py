@@ -79,7 +79,7 @@ def fit_attempt(
             recipe,
             atlas,
             setup,
-            outbox=outbox,
+            outbox=outbox.parts,
             logged=attempt.logged,
             tell=ticker.tell,
             step=attempt.step,

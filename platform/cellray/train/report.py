@@ -1,7 +1,9 @@
 """What the controller does with reports: one MLflow run, and the place to resume from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ray.data
 from ray.exceptions import OutOfMemoryError
@@ -14,11 +16,13 @@ from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.feed.source import train_dataset
 from cellray.score import collapse
-from cellray.track.outbox import Outbox
 from cellray.train.exact import check_cells
 from cellray.train.memory import out_of_memory
-from cellray.train.setup import Setup
 from cellray.train.timing import Record
+
+if TYPE_CHECKING:  # the controller starts a second earlier without them
+    from cellray.track.outbox import Outbox
+    from cellray.train.setup import Setup
 
 COLLAPSED = "cellray.collapsed"
 """Tag of a run whose embeddings are about one point or one line."""
@@ -36,7 +40,8 @@ class RunCallback(UserCallback):
     recipe, atlas, setup
         What is trained.
     outbox, logged
-        The way to the MLflow run, and the last step that the run holds already.
+        What an `Outbox` is made of: the MLflow run's id, its file and the store's URI; and the
+        last step that the run holds already.
     tell
         Tells the driver what happens to the workers.
     step
@@ -47,9 +52,9 @@ class RunCallback(UserCallback):
         self,
         recipe: Recipe,
         atlas: Atlas,
-        setup: Setup,
+        setup: "Setup",
         *,
-        outbox: Outbox,
+        outbox: tuple[str, Path, str],
         logged: int,
         tell: Callable[[Mapping[str, Any]], None],
         step: int,
@@ -58,13 +63,21 @@ class RunCallback(UserCallback):
         self._atlas = atlas
         self._plan = setup.choice.plan
         self._selection = setup.choice.selection
-        self._outbox = outbox
+        self._outbox_of = outbox
         self._logged = logged
         self._tell = tell
         self._step = step
         # A run that is resumed may have been flagged before.
         self._collapsed: bool | None = None if step else False
         self.world = recipe.train.worlds[-1]
+
+    @cached_property
+    def outbox(self) -> "Outbox":
+        """The way to the MLflow run, opened at the first report."""
+        from cellray.track.outbox import Outbox
+
+        run_id, file, uri = self._outbox_of
+        return Outbox(run_id, file, uri=uri)
 
     def dataset(self) -> ray.data.Dataset:
         """Make the dataset from the last checkpoint's step on; Ray calls this at every start."""
@@ -93,7 +106,7 @@ class RunCallback(UserCallback):
         records: Sequence[Record] = told["records"]
         if "cells_hash" in told:
             check_cells(self._plan, self._selection, told)
-        self._outbox.put([one for one in records if one["step"] > self._logged])
+        self.outbox.put([one for one in records if one["step"] > self._logged])
         self._flag(records)
         if "failure" in told:
             self._tell({"failure": told["failure"]})
@@ -135,7 +148,7 @@ class RunCallback(UserCallback):
         known, self._collapsed = self._collapsed, flagged
         if flagged == known:
             return
-        self._outbox.tag(COLLAPSED, str(flagged).lower())
+        self.outbox.tag(COLLAPSED, str(flagged).lower())
         if known is None and not flagged:
             return
         word = "have collapsed" if flagged else "have spread out again"

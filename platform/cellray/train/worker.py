@@ -21,7 +21,6 @@ from cellray.learn.cost import gemm_rate
 from cellray.learn.embed import gene_columns
 from cellray.learn.learner import Learner
 from cellray.learn.optim import make_optimizer, make_schedule
-from cellray.track.system import system_metrics
 from cellray.train.checkpoint import fetched, load_checkpoint
 from cellray.train.comms import CommClock
 from cellray.train.loop import Loop, Report
@@ -102,6 +101,8 @@ def _node_metrics(run_id: str, tracking: tuple[str, str] | None) -> AbstractCont
     uri, driver = tracking
     if ray.get_runtime_context().get_node_id() == driver:
         return nullcontext()
+    from cellray.track.system import system_metrics  # with MLflow, a second of every worker's start
+
     os.environ["MLFLOW_TRACKING_URI"] = uri
     return system_metrics(run_id, f"node-{context.get_node_rank()}")
 

@@ -12,7 +12,6 @@ from cellray.atlas.storage import StorageError
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.track import runs
-from cellray.track.outbox import Outbox
 from cellray.track.store import client, tracking_uri
 from cellray.train.exact import planned
 from cellray.train.report import COLLAPSED, RunCallback
@@ -29,18 +28,17 @@ def made(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with runs.run(experiment="test", run_name="r", params={}, tags={}) as run_id:
         told = []
-        outbox = Outbox(run_id, tmp_path / "outbox.jsonl", uri=tracking_uri())
         callback = RunCallback(
             Recipe(),
             None,
             SimpleNamespace(choice=SimpleNamespace(plan=PLAN, selection=SELECTION)),
-            outbox=outbox,
+            outbox=(run_id, tmp_path / "outbox.jsonl", tracking_uri()),
             logged=0,
             tell=told.append,
             step=0,
         )
-        yield SimpleNamespace(callback=callback, run_id=run_id, told=told, outbox=outbox)
-        outbox.close(60)
+        yield SimpleNamespace(callback=callback, run_id=run_id, told=told, outbox=callback.outbox)
+        callback.outbox.close(60)
 
 
 def report(made, *records, **facts):
