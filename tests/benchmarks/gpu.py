@@ -4,7 +4,7 @@
     PYTHONPATH=platform python tests/benchmarks/gpu.py
 
 It needs neither Ray nor MLflow nor an atlas: torch >= 2.11 with NumPy, SciPy, pandas, numba,
-scikit-learn, pydantic and PyYAML, which the learner imports. Without a GPU it measures the CPU,
+pydantic and PyYAML, which the learner imports. Without a GPU it measures the CPU,
 dense as a GPU is; make it small then: ``--cells 64 --genes 500``.
 
 A mode's steps are taken three ways, in turn in every round: from batches that stay on the device

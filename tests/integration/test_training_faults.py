@@ -119,6 +119,7 @@ def test_what_cannot_be_resumed_is_refused_in_a_line(launch, atlas, tmp_path):
         assert f"{change.partition('=')[0]} cannot change" in refused.said()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_with_its_cells_and_a_checkpoint(launch, tmp_path):
     driver, recipe = launch("optim.lr=1e30", "optim.warmup=0", "optim.clip=null")
     assert driver.ended() == 2
