@@ -89,13 +89,7 @@ PAIRS = [
 pairs = pytest.mark.parametrize(("objective", "encoder"), PAIRS)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products on threads that other processes hold up are a hundred times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def simulate(n_cells=N_CELLS, seed=0):

@@ -94,6 +94,12 @@ def test_the_same_is_trained_without_ray(alone, atlas):
     assert not learner.training
 
 
+def test_a_run_without_ray_that_diverges_does_not_end_as_if_it_had_not(atlas):
+    changes = ["optim.lr=1e30", "optim.warmup=0", "optim.clip=null"]
+    with pytest.raises(CellrayError, match=r"not a finite number at step \d+ \(epoch 1\)"):
+        fit(Recipe.of(SMALL).with_(changes), Atlas.open(atlas))
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_workers_follow_one_worker(alone, atlas, strategy):
     _, shared = trained(atlas, "train.num_workers=2", f"train.strategy={strategy}")

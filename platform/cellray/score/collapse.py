@@ -53,6 +53,16 @@ def uniformity(z_ND: NDArray[np.floating]) -> float:
     return float(np.log((kernel_NN.sum() - np.trace(kernel_NN)) / (n_cells * (n_cells - 1))))
 
 
+def monitors(z_ND: NDArray[np.floating], view_ND: NDArray[np.floating]) -> dict[str, float]:
+    """Give all of the above, by name, of cells' embeddings and those of a view of each."""
+    return {
+        "embedding_std": embedding_std(z_ND),
+        "effective_rank": effective_rank(z_ND),
+        "alignment": alignment(z_ND, view_ND),
+        "uniformity": uniformity(z_ND),
+    }
+
+
 def collapsed(std: float, rank: float) -> bool:
     """Say whether embeddings have collapsed: to about a point, or to a line."""
     return std < LEAST_STD or rank < LEAST_RANK

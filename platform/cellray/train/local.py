@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cellray.atlas.store import Atlas
+from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.feed.reader import read_batches
 from cellray.learn.learner import Learner
@@ -47,7 +48,7 @@ def fit(
     Raises
     ------
     CellrayError
-        As `cellray.pretrain`.
+        As `cellray.pretrain`, a loss that is no number among it.
     """
     setup = prepare(recipe, atlas)
     plan, data = setup.choice.plan, recipe.data
@@ -58,9 +59,13 @@ def fit(
     learner = change(setup.learner(recipe)).to(device)
 
     def take(records: Sequence[Record], summary: Mapping[str, Any]) -> None:
-        del summary
         for record in records:
             report(record)
+        if failure := summary.get("failure"):
+            raise CellrayError(
+                f"{failure['what']} at step {failure['step']} (epoch {failure['epoch']})",
+                "set optim.lr lower, or optim.clip",
+            )
 
     loop = make_loop(
         recipe, plan, learner, atlas, setup.validation_cells, take, module=learner, device=device

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cellray.atlas.plan import Plan
+from cellray.core.errors import CellrayError
 from cellray.core.ranks import gather_with_grad, world_size
 from cellray.core.recipe import Recipe
 from cellray.core.seeds import seed_of
@@ -24,7 +24,7 @@ from cellray.score import collapse
 from cellray.train.checkpoint import State
 from cellray.train.comms import CommClock
 from cellray.train.exact import MASK, hash_cells
-from cellray.train.memory import explained
+from cellray.train.memory import explained, held_memory
 from cellray.train.parallel import accumulating, autocast, rank_mean, scaler
 from cellray.train.timing import Phases, Record
 
@@ -106,7 +106,8 @@ class Loop:
         Raises
         ------
         CellrayError
-            A batch does not fit into the memory.
+            A batch does not fit into the memory, or the loss is no number though its gradients
+            are.
         """
         if self._out_of_patience():  # restarted after its last checkpoint
             return self.state
@@ -219,6 +220,12 @@ class Loop:
     def _record(self, sums: Mapping[str, Tensor], count: int) -> Record:
         means = rank_mean(torch.stack([value.float() for value in sums.values()])) / count
         record = dict(zip((f"train_{name}" for name in sums), means.tolist(), strict=True))
+        if not math.isfinite(record["train_loss"]):  # gradients are looked at in every step
+            raise CellrayError(
+                f"the loss is {record['train_loss']} at step {self.state.step} or up to "
+                f"{count - 1} steps before, and its gradients are finite",
+                "look at the objective's settings and at the counts of these cells",
+            )
         learning_rate = self.schedule.get_last_lr()[0]
         place = {"step": float(self.state.step), "lr": float(learning_rate)}
         return place | {"workers": float(world_size())} | record
@@ -231,10 +238,7 @@ class Loop:
         if self.flops is not None:
             per_cell, rate = self.flops
             lap["mfu"] = lap["cells_per_s"] / world_size() * per_cell / rate
-        lap["worker_memory_gib"] = psutil.Process().memory_info().rss / 2**30
-        if self.device.type == "cuda":
-            lap["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        return lap
+        return lap | held_memory(self.device)
 
     def _report(self, records: list[Record], summary: Mapping[str, Any]) -> None:
         """Add up the cells over the ranks, and hand on what is known."""
@@ -302,12 +306,7 @@ class Loop:
                 pair = self.learner.embed_pair(counts_BG, batch.totals(), batch.cells_B)
             pairs.append([gather_with_grad(z_BD).cpu().numpy() for z_BD in pair])
         z_ND, view_ND = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-        return {
-            "embedding_std": collapse.embedding_std(z_ND),
-            "effective_rank": collapse.effective_rank(z_ND),
-            "alignment": collapse.alignment(z_ND, view_ND),
-            "uniformity": collapse.uniformity(z_ND),
-        }
+        return collapse.monitors(z_ND, view_ND)
 
     def _checkpoint_due(self) -> bool:
         every = self.recipe.train.checkpoint_every

@@ -1,4 +1,4 @@
-"""Words for a batch that does not fit into the memory."""
+"""What a worker holds in memory, and words for a batch that does not fit into it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,11 +60,18 @@ def out_of_memory(
     )
 
 
+def held_memory(device: torch.device) -> dict[str, float]:
+    """Give what this process holds in GiB, and what it has held at most of its GPU."""
+    held = {"worker_memory_gib": psutil.Process().memory_info().rss / 2**30}
+    if device.type == "cuda":
+        held["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return held
+
+
 def _held() -> str:
     """Say what this process holds, and what the machine has left."""
-    held = psutil.Process().memory_info().rss / 2**30
     machine = psutil.virtual_memory()
-    words = [f"{held:.1f} GiB held"]
+    words = [f"{held_memory(torch.device('cpu'))['worker_memory_gib']:.1f} GiB held"]
     words.append(f"{machine.available / 2**30:.1f} of {machine.total / 2**30:.1f} GiB free")
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()

@@ -46,12 +46,7 @@ def make(objective="masked", encoder="mlp", n_genes=N_GENES, **changes):
     return Learner.of(Recipe.of(values), [f"g{i}" for i in range(n_genes)], batches=("x", "y"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_flops_of_an_mlp_are_those_of_its_products():

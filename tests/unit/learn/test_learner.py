@@ -14,13 +14,7 @@ GENES = [f"g{i}" for i in range(30)]
 SMALL = {"encoder": {"name": "mlp", "widths": [16], "dim": 8}}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small products on threads that other processes hold up are a hundred times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def learner(**values):

@@ -220,3 +220,11 @@ def test_half_precision_leaves_out_steps_that_overflow_and_learns(make_loop, fee
     again = make_loop("train.precision=float16")
     again.restore(replace(loop.state))
     assert again.scaler.get_scale() == loop.scaler.get_scale()
+
+
+def test_a_loss_that_is_no_number_while_its_gradients_are_is_said_too(make_loop, feed):
+    loop = make_loop()
+    whole = loop.module
+    loop.module = lambda *cells: {"loss": whole(*cells)["loss"] + float("nan")}
+    with pytest.raises(CellrayError, match="the loss is nan at step 2 or up to 1 steps before"):
+        loop.run(feed(loop.plan))
