@@ -28,11 +28,14 @@ format: .venv/.installed  ## rewrite the files in the house's style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# Two tests at a time: most wait for processes to start, or use one core. A file's tests stay
+# together, with the servers that they share. Faults are injected with nothing beside them.
 test: lint .venv-s3/.installed  ## all that CI runs, but for the long matrices
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/.installed .venv-s3/.installed  ## the long matrices
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 -m slow --ignore tests/integration
+	$(BIN)/pytest -m slow tests/integration
 
 test-all: test test-slow  ## both
 
