@@ -1,7 +1,13 @@
 """What the commands' documents look like to people."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from cellray.display import duration
+
+if TYPE_CHECKING:
+    from cellray.tuning.result import SweepRef
 
 SCORES = ("macro_f1", "micro_f1")
 
@@ -169,6 +175,22 @@ def model_text(document: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks) or f"{document['name']} has no versions"
 
 
+def promoted_text(done: Mapping[str, Any]) -> str:
+    """Say which version an alias names now, and by what it is better."""
+    from cellray.track.promotion import apart, setting
+
+    alias = f"models:/{done['name']}@{done['alias']}"
+    if done["old"] == done["new"]:
+        return f"{alias} is version {done['new']} already; nothing changed"
+    was = f"no {done['alias']} yet" if done["old"] is None else f"was {done['old']}"
+    lines = [f"{alias} is version {done['new']} ({was})"]
+    for one in done["compared"]:
+        new, old = apart(one["new"], one["old"])
+        where = setting(one["task"], one["url"], one["params"])
+        lines.append(f"{done['metric']} is {new}, was {old}, in {where}")
+    return "\n".join(lines)
+
+
 def demo_text(done: Mapping[str, Any]) -> str:
     """Say how the demo went, and where to look."""
     words = {"model": "masked model", "pca_all": "PCA", "untrained": "untrained encoder"}
@@ -181,6 +203,21 @@ def demo_text(done: Mapping[str, Any]) -> str:
     else:
         verdict = "failed: the masked model does not beat the untrained encoder"
     return f"{verdict}\nkNN macro F1: {scores}\n{facts(where)}"
+
+
+def sweep_text(ref: "SweepRef") -> str:
+    """Say what a sweep has found, and what to do next."""
+    ways = ", ".join(f"{count} {way}" for way, count in ref.trials.items() if count)
+    found = {
+        "registered": f"{ref.uri} (@challenger)",
+        "sweep": ref.run_id,
+        "trials": f"{ways}, in {duration(ref.seconds)}",
+        "best trial": ref.trial,
+        **ref.values,
+        **ref.params,
+    }
+    where = f"{shlex.quote(ref.uri)} --atlas {shlex.quote(ref.atlas)}"
+    return f"{facts(found)}\nnext: cellray evaluate {where} --label COLUMN"
 
 
 def facts(pairs: Mapping[str, object]) -> str:

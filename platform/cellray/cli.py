@@ -13,6 +13,7 @@ import typer
 from cellray import __version__
 from cellray.cli_atlas import atlas_verbs
 from cellray.cli_models import models
+from cellray.cli_train import train_verbs
 from cellray.cli_verbs import verbs
 from cellray.console import dump
 from cellray.core.errors import CellrayError
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(train_verbs)
 app.add_typer(verbs)
 app.add_typer(atlas_verbs)
 app.add_typer(models, name="models")

@@ -38,24 +38,34 @@ def show_model(
 @models.command(
     "promote",
     epilog=examples(
-        "cellray models promote plates --version 3",
-        "cellray models promote plates --from-alias candidate --to champion",
+        "cellray models promote plates --from 3",
+        "cellray models promote plates --from challenger --if-better model/knn/macro_f1",
     ),
 )
 def promote_model(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")],
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="ALIAS|VERSION", help="Which version to point at."),
+    ],
     *,
-    version: Annotated[int | None, typer.Option(help="The version to point at.")] = None,
-    from_alias: Annotated[
-        str | None, typer.Option(help="The alias whose version to point at.")
+    to: Annotated[str, typer.Option(metavar="ALIAS", help="The alias to set.")] = "champion",
+    if_better: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC",
+            help="Only if it is better by this metric, wherever both versions were evaluated.",
+        ),
     ] = None,
-    to: Annotated[str, typer.Option(help="The alias to set.")] = "champion",
     json: Json = False,
 ) -> None:
-    """Point an alias, such as champion, at a version."""
-    with console(as_json=json) as outside:
-        from cellray.track import catalogue
+    """Point an alias, such as champion, at a version.
 
-        done = catalogue.promote(name, version=version, from_alias=from_alias, to=to)
-        was = "new" if done["old"] is None else f"was {done['old']}"
-        outside.answer(done, f"models:/{name}@{to} is version {done['new']} ({was})")
+    With --if-better the two versions are compared as 'cellray evaluate' scored them: on the same
+    atlas, with the same labels, splits and seeds. What is not better is refused with both numbers.
+    """
+    with console(as_json=json) as outside:
+        from cellray.track.promotion import promote
+
+        done = promote(name, source=source, to=to, if_better=if_better)
+        outside.answer(done, answers.promoted_text(done))

@@ -4,20 +4,17 @@ Whatever is heavy is imported inside the functions, so that help and completion 
 """
 
 import csv
-import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cellray import answers
 from cellray.console import console
-from cellray.core.errors import CellrayError
 
 if TYPE_CHECKING:
     from cellray.core.recipe import Recipe
-    from cellray.train.run import RunRef
 
 EPOCHS = 60
 """Passes of the demo over its 700 cells: about half a minute on two cores."""
@@ -54,101 +51,6 @@ Changes = Annotated[
 def examples(*lines: str) -> str:
     """Lay out example commands for the end of a help page."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-@verbs.command(
-    epilog=examples(
-        "cellray pretrain --atlas plates.zarr --name plates",
-        "cellray pretrain --recipe configs/pretrain/simclr.yaml --atlas plates.zarr --name simclr",
-        "cellray pretrain --atlas s3://b/pbmc --name pbmc --set train.epochs=50 --num-workers 4",
-        "cellray pretrain --atlas s3://b/pbmc --name pbmc --num-workers 8 --dry-run",
-        "cellray pretrain --resume 4f1c9e2ab7d04d6f8a3b5c6d7e8f9a0b",
-    )
-)
-def pretrain(
-    *,
-    atlas: Annotated[str | None, typer.Option(metavar="URL", help=ATLAS)] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model in the registry.")] = None,
-    recipe: RecipeFile = None,
-    changes: Changes = None,
-    num_workers: Workers = None,
-    strategy: Annotated[
-        Literal["ddp", "fsdp"] | None,
-        typer.Option(help="Replicate or shard; as --set train.strategy=."),
-    ] = None,
-    experiment: Annotated[str | None, typer.Option(help="MLflow experiment of the run.")] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="Where checkpoints go: a folder or s3:// that all nodes reach."),
-    ] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN_ID",
-            help="Go on with a run that ended before its time, from its last checkpoint.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what a run takes and whether it fits; start nothing."),
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Pre-train an encoder and register it.
-
-    Ray Data feeds Ray Train's workers; the run is MLflow's, and so is the model's next version.
-
-    With --resume the run's own atlas, recipe and name are taken; --set, --num-workers and
-    --strategy may change how it is trained on.
-    """
-    with console(as_json=json) as to:
-        chosen = list(changes or ())
-        chosen += [f"train.strategy={strategy}"] if strategy is not None else []
-        if dry_run:
-            from cellray.train.limits import dry_run as budget_of
-
-            if resume is not None:
-                raise CellrayError(
-                    "--dry-run is for a new run, and --resume goes on with one",
-                    "leave one of them out",
-                )
-            wanted = recipe_of(recipe, chosen, num_workers)
-            document = budget_of(wanted, needed("--atlas", atlas), storage).document()
-            to.answer(document, answers.budget_text(document))
-            return
-        ref: RunRef
-        if resume is not None:
-            of_the_run = {
-                "--atlas": atlas,
-                "--name": name,
-                "--recipe": recipe,
-                "--experiment": experiment,
-                "--storage": storage,
-            }
-            for option, given in of_the_run.items():
-                if given is not None:
-                    raise CellrayError(
-                        f"{option} beside --resume: a run that is resumed has its own",
-                        f"leave {option} out",
-                    )
-            from cellray.train.run import resume as go_on
-
-            chosen += [f"train.num_workers={num_workers}"] if num_workers is not None else []
-            ref = go_on(resume, changes=chosen, progress=to.progress)
-        else:
-            from cellray.train.run import pretrain as run
-
-            ref = run(
-                recipe_of(recipe, chosen, num_workers),
-                needed("--atlas", atlas),
-                needed("--name", name),
-                experiment=experiment or "cellray",
-                storage=storage,
-                progress=to.progress,
-            )
-        text = answers.facts({"registered": ref.uri, "run": ref.run_id, **ref.metrics, **ref.notes})
-        where = f"{shlex.quote(ref.uri)} --atlas {shlex.quote(ref.atlas)}"
-        to.answer(ref, f"{text}\nnext: cellray evaluate {where} --label COLUMN")
 
 
 @verbs.command(
@@ -272,21 +174,6 @@ def recipe_of(file: Path | None, changes: list[str] | None, num_workers: int | N
     chosen = list(changes or ())
     chosen += [f"train.num_workers={num_workers}"] if num_workers is not None else []
     return Recipe.load(file, chosen) if file else Recipe().with_(chosen)
-
-
-def needed(option: str, value: str | None) -> str:
-    """Give an option's value, which must be there.
-
-    Raises
-    ------
-    CellrayError
-        It is not.
-    """
-    if value is None:
-        raise CellrayError(
-            f"{option} is missing", f"give {option}, or go on with a run by --resume RUN_ID"
-        )
-    return value
 
 
 def words(text: str | None) -> list[str] | None:

@@ -46,6 +46,10 @@ class Console:
         self.progress.settle()
         print(line, file=sys.stderr, flush=True)
 
+    def note(self, line: str) -> None:
+        """Tell the user something while work goes on; on stderr, above what is shown of it."""
+        print(line, file=sys.stderr, flush=True)
+
     def answer(self, document: object, text: str) -> None:
         """Print the command's one answer: the document as JSON, or the text for people."""
         self.progress.settle()

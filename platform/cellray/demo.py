@@ -23,7 +23,7 @@ from cellray.evaluation.embed import embed
 from cellray.evaluation.run import evaluate
 from cellray.evaluation.task import Spec
 from cellray.feed.session import ray_session
-from cellray.track.catalogue import promote
+from cellray.track.promotion import promote
 from cellray.train.run import pretrain
 
 MODEL = "demo"
@@ -105,7 +105,7 @@ def run(
         }
         if passed:
             to.say(f"promote    {ref.uri} becomes models:/{MODEL}@champion")
-            promote(MODEL, version=ref.version)
+            promote(MODEL, source=str(ref.version))
             out = (work / "embeddings.h5ad").absolute()
             to.say(f"embed      every cell into {out}, as obsm['X_cellray']")
             embed(f"models:/{MODEL}@champion", atlas.url, str(out), progress=to.progress)

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-_STEPS = {"train"}
+_UNITS = {"train": "steps", "sweep": "trials"}
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ABSENT = "-"
 _NARROW = 60  # columns below which a row holds one fact
@@ -30,7 +30,7 @@ class Stage:
 
     def __init__(self, name: str, now: float) -> None:
         self.name = name
-        self.unit = "steps" if name in _STEPS else "cells"
+        self.unit = _UNITS.get(name, "cells")
         self.done = self.total = 0
         self.facts: dict[str, float] = {}
         self.losses: deque[float] = deque(maxlen=40)

@@ -78,12 +78,18 @@ class Driver:
         return self.log.read_text(errors="replace")
 
 
-def start(folder: Path, *words: str, store: str, env: Mapping[str, str] | None = None) -> Driver:
-    """Start ``cellray pretrain`` with these words in a folder."""
+def start(
+    folder: Path,
+    *words: str,
+    store: str,
+    env: Mapping[str, str] | None = None,
+    verb: str = "pretrain",
+) -> Driver:
+    """Start a verb of ``cellray`` with these words in a folder."""
     log = folder / f"driver-{time.monotonic_ns()}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cellray", "pretrain", *map(str, words)],
+            [sys.executable, "-m", "cellray", verb, *map(str, words)],
             cwd=folder,
             env={**os.environ, "MLFLOW_TRACKING_URI": store, "RAY_ADDRESS": "", **(env or {})},
             stdout=output,

@@ -11,7 +11,7 @@ from tests.integration.mlflow_server import start_server
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.learn.learner import Learner
-from cellray.track import catalogue, models, runs
+from cellray.track import catalogue, models, promotion, runs
 from cellray.track.store import client, experiment_id
 
 GENES = [f"GENE{i}" for i in range(30)]
@@ -56,7 +56,7 @@ def train_and_register(name, genes=GENES, **settings):
 def test_model_goes_through_the_server(on_server, capfd):
     learner, run_id, version = train_and_register("roundtrip", seed=5)
     assert version == 1
-    assert catalogue.promote("roundtrip", version=1)["new"] == 1
+    assert promotion.promote("roundtrip", source="1")["new"] == 1
     for uri in ("models:/roundtrip@champion", "models:/roundtrip/1", f"runs:/{run_id}"):
         resolved = models.resolve(uri)
         assert resolved.uri == "models:/roundtrip/1"
@@ -81,6 +81,26 @@ def test_registry_shows_metrics_of_training_and_evaluation(on_server):
     assert version["tags"]["objective"] == "masked"
     assert client().get_run(evaluation).info.status == "FINISHED"
     assert "shown" in [row["name"] for row in catalogue.list_models()]
+
+
+def test_the_better_version_becomes_champion_and_the_worse_does_not(on_server):
+    for f1 in (0.6, 0.5, 0.7):
+        train_and_register("rivals")
+        models.log_evaluation(
+            models.resolve("models:/rivals"),
+            metrics={"model/knn/macro_f1": f1},
+            dataset_name="bladder",
+            dataset_digest="cd" * 32,
+            dataset_url="s3://lab/bladder",
+            params={"label": "cell_type"},
+        )
+    promotion.promote("rivals", source="1")
+    with pytest.raises(CellrayError, match=r"macro_f1 is 0\.5000, and 0\.6000 for models:/riv"):
+        promotion.promote("rivals", source="2", if_better="model/knn/macro_f1")
+    assert models.resolve("models:/rivals@champion").version == 1
+    done = promotion.promote("rivals", source="3", if_better="model/knn/macro_f1")
+    assert [(one["old"], one["new"]) for one in done["compared"]] == [(0.6, 0.7)]
+    assert models.resolve("models:/rivals@champion").version == 3
 
 
 def test_plain_mlflow_embeds_real_cells(on_server, shared_data):

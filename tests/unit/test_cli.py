@@ -187,7 +187,9 @@ def test_a_users_error_is_one_line_and_exit_2(flag, tmp_path, capfd):
         (["models"], "cellray models --help"),
         (["ui", "--port", "0"], "port"),
         (["demo", "--label", "cell_type"], "--h5ad and --label go together"),
-        (["models", "promote", "m"], "which version of 'm'"),
+        (["models", "promote", "m"], "--from.*cellray models promote --help"),
+        (["models", "promote", "m", "--from", "1"], "no registered model 'm'"),
+        (["models", "promote", "m", "--from", "1", "--to", "2"], "'2' cannot be an alias"),
         (["models", "show", "m"], "no registered model 'm'"),
         (["evaluate", "nonsense", "--atlas", "{atlas}", "--label", "cell_type"], "no model URI"),
         (["evaluate", "models:/m/1", "--atlas", "{atlas}", "--label", "celltype"], "'cell_type'"),
@@ -254,7 +256,10 @@ def test_the_users_error_is_found_in_rays_wrappings(ray_local):
     assert user_error(ValueError("a bug")) is None
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+CONFIGS = [*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "pretrain").glob("*.yaml")]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS), ids=lambda p: p.stem)
 def test_configs_are_recipes_that_can_be_trained(path):
     from cellray.learn.build import check_recipe
 

@@ -102,8 +102,12 @@ def check_read(data: Data, atlas: Atlas) -> None:
 
 
 def validation_cells(choice: Choice, atlas: Atlas, most: int) -> NDArray[np.int64]:
-    """List validation cells, `most` at most, of every part in proportion, ascending, int64."""
-    cells = np.flatnonzero(choice.sides == VALIDATION)
+    """List validation cells, as many as `some_cells` keeps, ascending, int64."""
+    return some_cells(np.flatnonzero(choice.sides == VALIDATION), atlas, most)
+
+
+def some_cells(cells: NDArray[np.int64], atlas: Atlas, most: int) -> NDArray[np.int64]:
+    """Keep `most` of ascending cells at most, of every part in proportion, at random."""
     if len(cells) <= most:
         return cells
     # The first ones of each part are a random sample that reads as one run.

@@ -14,7 +14,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from cellray.core.errors import CellrayError, suggest
 
-WHERE = {"view": "views.NUMBER", "part": "objective.parts.NUMBER"}
+WHERE = {
+    "view": "views.NUMBER",
+    "validation view": "validation_views.NUMBER",
+    "part": "objective.parts.NUMBER",
+}
 """Where a recipe has a kind of part, if not under its own name."""
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.parts import Part, reason
-from cellray.core.sections import Data, Init, Optim, Section, Train
+from cellray.core.sections import Data, Init, Optim, Probe, Section, Train
 from cellray.core.settings import apply_change, read_yaml
 
 
@@ -19,16 +19,25 @@ class Recipe(Section):
 
     `objective`, `encoder` and `views` name entries of the tables `OBJECTIVES`, `ENCODERS` and
     `VIEWS`; their settings are checked when the learner is built (`cellray.learn.learner`).
+    `validation_views` are those of the validation loss, so that the losses of runs that train with
+    other views can be compared; None takes `views`.
     """
 
     seed: Annotated[int, Field(ge=0)] = 0
     objective: Part = Part(name="masked")
     encoder: Part = Part(name="mlp")
     views: tuple[Part, ...] = (Part(name="random_mask"),)
+    validation_views: tuple[Part, ...] | None = None
     init: Init = Init()
     data: Data = Data()
     optim: Optim = Optim()
     train: Train = Train()
+    probe: Probe = Probe()
+
+    @property
+    def all_views(self) -> tuple[Part, ...]:
+        """The views of training, and those of validation where they are others."""
+        return (*self.views, *(self.validation_views or ()))
 
     @model_validator(mode="after")
     def _workers_share_batches(self) -> Self:
@@ -39,6 +48,15 @@ class Recipe(Section):
                 f"a batch of {size} cells cannot be shared evenly by {workers}"
                 + (f" in {passes} passes" if passes > 1 else ""),
                 f"set data.batch_size to a multiple of {unit}",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        if self.train.best == "knn_macro_f1" and self.probe.label is None:
+            raise CellrayError(
+                "train.best=knn_macro_f1 needs labelled cells to predict, and no label is named",
+                "set probe.label to an obs column, such as cell_type",
             )
         return self
 

@@ -1,4 +1,4 @@
-"""The sections of a recipe: data, start, optimiser, training."""
+"""The sections of a recipe: data, start, optimiser, training, probe."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,6 +8,10 @@ from cellray.core.errors import CellrayError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Workers = Annotated[int, Field(ge=1)]
+Criterion = Literal["validation_loss", "knn_macro_f1"]
+
+MODES: dict[Criterion, Literal["min", "max"]] = {"validation_loss": "min", "knn_macro_f1": "max"}
+"""What checkpoints are chosen by, and whether the least or the largest value is best."""
 
 
 class Section(BaseModel):
@@ -203,8 +207,11 @@ class Train(Section):
     checkpoint_every
         Steps between checkpoints inside an epoch, at which metrics are logged too; every epoch
         ends with one anyway.
+    best
+        What chooses the checkpoint that is registered: the lowest ``validation_loss``, or the
+        highest ``knn_macro_f1`` (section `probe`).
     keep
-        Checkpoints that are kept: this many with the lowest validation loss, and the last.
+        Checkpoints that are kept: this many of the best, and the last.
     cpus_per_worker
         CPUs that a worker asks of Ray; Ray Data needs what is left over to read.
     resources_per_worker
@@ -231,6 +238,7 @@ class Train(Section):
     patience: Annotated[int, Field(ge=1)] | None = None
     log_every: Annotated[int, Field(ge=1)] = 10
     checkpoint_every: Annotated[int, Field(ge=1)] | None = 1_000
+    best: Criterion = "validation_loss"
     keep: Annotated[int, Field(ge=1)] = 1
     cpus_per_worker: Annotated[float, Field(gt=0)] = 0.5
     resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = {}
@@ -261,4 +269,47 @@ class Train(Section):
                     f"train.{key} is only of train.strategy={strategy}",
                     f"set train.strategy to {strategy}, or leave train.{key} out",
                 )
+        return self
+
+
+class Probe(Section):
+    """How well a label can be read off the embeddings while the encoder trains.
+
+    As in the zero-shot evaluation of Richter et al. 2024, the 5 nearest reference cells vote.
+
+    Attributes
+    ----------
+    label
+        The obs column to predict; None probes nothing.
+    atlas
+        URL of a labelled atlas. None is the training atlas: its validation cells are predicted
+        from its training cells.
+    split_by
+        An obs column of `atlas` (a donor): whole values of it are predicted from the others. None
+        predicts 30 % of the cells, at random.
+    every
+        Epochs between two evaluations; the last epoch has one anyway.
+    cells
+        Reference cells at most, and as many that are predicted.
+    """
+
+    label: str | None = None
+    atlas: str | None = None
+    split_by: str | None = None
+    every: Annotated[int, Field(ge=1)] = 1
+    cells: Annotated[int, Field(ge=2)] = 5_000
+
+    @model_validator(mode="after")
+    def _of_a_label(self) -> Self:
+        for key in ("atlas", "split_by"):
+            if getattr(self, key) is not None and self.label is None:
+                raise CellrayError(
+                    f"probe.{key} is set, and no label is named to predict",
+                    "set probe.label to an obs column, such as cell_type",
+                )
+        if self.split_by is not None and self.atlas is None:
+            raise CellrayError(
+                "probe.split_by splits the cells of probe.atlas, which is not set",
+                "name the atlas, or hold out whole values for validation with data.split_by",
+            )
         return self

@@ -36,18 +36,28 @@ def apply_change(values: dict[str, Any], change: str) -> None:
 
     A number in the path is an index into a list: ``views.0.fraction=0.3``.
     """
+    set_key(values, *change_of(change))
+
+
+def change_of(change: str) -> tuple[str, Any]:
+    """Take ``key.path=value`` apart; the value is read as YAML."""
     key, equals, text = change.partition("=")
-    words = key.split(".")
-    if not equals or not all(words):
+    if not equals or not all(key.split(".")):
         raise CellrayError(
             f"--set {change!r} is not KEY=VALUE", "for example --set train.epochs=10"
         )
     try:
         value = yaml.safe_load(text)
-        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-            value = float(value) if _is_number(value) else value
     except yaml.YAMLError as error:
         raise CellrayError(f"--set {change!r}: the value is not YAML", "quote it") from error
+    if isinstance(value, str) and _is_number(value):  # YAML 1.1 reads 1e-3 as text
+        value = float(value)
+    return key, value
+
+
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401 - YAML
+    """Set a dotted key of a nested mapping; a number in it is an index into a list."""
+    words = key.split(".")
     node: Any = values
     try:
         for word in words[:-1]:

@@ -119,7 +119,7 @@ def evaluate(
             dataset_digest=opened.digest,
             dataset_url=opened.url,
             artifacts=scratch,
-            params=_params(spec),
+            params=_params(spec) | {"max_cells": str(max_cells)},
             task=task,
         )
     return replace(report, run_id=run_id)

@@ -16,6 +16,7 @@ from cellray.core.errors import CellrayError
 # What Ray says at every start, though nothing is wrong. Its other warnings stay.
 _CHATTER = {
     "ray.data._internal.progress": "Progress bars disabled",
+    "ray.tune.analysis.experiment_analysis": "Failed to fetch metrics",
     "ray._private.authentication.authentication_token_setup": "Token authentication is enabled",
 }
 
@@ -25,13 +26,15 @@ KNOCK_SECONDS = 5
 
 
 @contextmanager
-def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+def ray_session(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
     """Connect to Ray for as long as the block runs; a session that is already there is kept.
 
     Parameters
     ----------
     num_cpus
         CPUs of an in-process Ray; None takes the machine's, two at least.
+    dashboard
+        Whether an in-process Ray serves its dashboard and State API.
 
     Raises
     ------
@@ -53,7 +56,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
                 address="local",
                 num_cpus=num_cpus or max(MIN_CPUS, os.cpu_count() or MIN_CPUS),
                 object_store_memory=OBJECT_STORE,
-                include_dashboard=False,
+                include_dashboard=dashboard,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )

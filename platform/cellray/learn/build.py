@@ -1,11 +1,13 @@
 """From the words of a recipe to networks and views, and what no recipe may ask for."""
 
+from collections.abc import Sequence
+
 import torch
 
 from cellray.core.cells import Cells
 from cellray.core.errors import CellrayError
 from cellray.core.genes import SETS, Genes
-from cellray.core.parts import build_part, check_part
+from cellray.core.parts import Part, build_part, check_part
 from cellray.core.recipe import Recipe
 from cellray.learn.adapt import adapt
 from cellray.nets.encoder import Encoder
@@ -39,38 +41,50 @@ def check_recipe(recipe: Recipe, genes: Genes | None = None) -> None:
     """
     check_part("encoder", ENCODERS, recipe.encoder)
     check_part("objective", OBJECTIVES, recipe.objective)
-    check_views(recipe.views, has_batches=recipe.data.batch_key is not None)
+    chosen = {"view": recipe.views}
+    if recipe.validation_views is not None:
+        chosen["validation view"] = recipe.validation_views
+    for kind, parts in chosen.items():
+        check_views(parts, has_batches=recipe.data.batch_key is not None, kind=kind)
     with torch.device("meta"):  # makes nothing, but says what a sum of objectives needs
         _, objective = networks(recipe, *_PROBE)
     name = recipe.objective.name
     if not objective.shardable and recipe.train.strategy == "fsdp":
         raise CellrayError(f"objective '{name}' cannot be sharded", "set train.strategy to ddp")
-    mend = "add views: [{name: random_mask}]"
+    for kind, parts in chosen.items():
+        _check_needs(name, objective, kind, parts, genes)
+
+
+def _check_needs(
+    name: str, objective: Objective, kind: str, parts: Sequence[Part], genes: Genes | None
+) -> None:
+    """Check that an objective gets what it needs from views of a kind."""
+    mend = f"add {kind.replace(' ', '_')}s: [{{name: random_mask}}]"
     if objective.needs_tokens:
-        for part in recipe.views:
+        for part in parts:
             if part.name not in MASKS:
                 raise CellrayError(
-                    f"objective '{name}' hides values in tokens where a mask says so, and view "
+                    f"objective '{name}' hides values in tokens where a mask says so, and {kind} "
                     f"'{part.name}' is none",
                     f"name {' or '.join(sorted(MASKS))} alone",
                 )
-    if objective.n_views > 1 and not recipe.views:
+    if objective.n_views > 1 and not parts:
         raise CellrayError(
             f"objective '{name}' compares {objective.n_views} views of a cell, which are equal "
-            "without a view that changes it",
+            f"without a {kind} that changes it",
             mend,
         )
     if genes is None:
-        if any(SETS in part.settings for part in recipe.views):
+        if any(SETS in part.settings for part in parts):
             return
         genes = Genes(tuple(map(str, range(_PROBE[0]))))
-    views = build_views(recipe, genes)
+    views = build_views(parts, genes)
     if not objective.needs_target:
         return
     x = torch.ones(2, len(genes.names))
     cells = Cells.of(x)
     if all(view(x, cells.key_B, cells)[1] is None for view in views):
-        raise CellrayError(f"objective '{name}' needs a view that hides genes", mend)
+        raise CellrayError(f"objective '{name}' needs a {kind} that hides genes", mend)
 
 
 def networks(recipe: Recipe, n_genes: int, n_batches: int) -> tuple[Encoder, Objective]:
@@ -80,6 +94,6 @@ def networks(recipe: Recipe, n_genes: int, n_batches: int) -> tuple[Encoder, Obj
     return encoder, build_part("objective", OBJECTIVES, recipe.objective, encoder)
 
 
-def build_views(recipe: Recipe, genes: Genes) -> tuple[View, ...]:
-    """Build the views, in the recipe's order."""
-    return tuple(build_part("view", VIEWS, part, genes) for part in recipe.views)
+def build_views(parts: Sequence[Part], genes: Genes) -> tuple[View, ...]:
+    """Build views, in the recipe's order."""
+    return tuple(build_part("view", VIEWS, part, genes) for part in parts)

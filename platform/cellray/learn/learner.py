@@ -134,7 +134,13 @@ class Learner(nn.Module):
     @cached_property
     def views(self) -> tuple[View, ...]:
         """The recipe's views; a cell's view is what they make of it one after another."""
-        return build_views(self.recipe, Genes(self.genes, self._sets))
+        return build_views(self.recipe.views, Genes(self.genes, self._sets))
+
+    @cached_property
+    def validation_views(self) -> tuple[View, ...]:
+        """The views of the validation loss."""
+        parts = self.recipe.validation_views
+        return self.views if parts is None else build_views(parts, Genes(self.genes, self._sets))
 
     def start_from(self, other: "Learner") -> Overlap:
         """Take over another learner's weights; its objective's only if it is the same objective.
@@ -177,7 +183,7 @@ class Learner(nn.Module):
         epoch: int,
         batch_B: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Compute the loss of a batch.
+        """Compute the loss of a batch: in training mode under `views`, else `validation_views`.
 
         Parameters
         ----------
@@ -208,14 +214,21 @@ class Learner(nn.Module):
             batch_B=torch.full_like(cells_B, UNKNOWN) if batch_B is None else batch_B,
         )
         draws = range(self.objective.n_views)
-        views = [self.view(cells, cells_B, epoch=epoch, draw=draw) for draw in draws]
+        chosen = self.views if self.training else self.validation_views
+        views = [self.view(cells, cells_B, epoch=epoch, draw=draw, views=chosen) for draw in draws]
         parts: dict[str, Tensor] = self.objective(self.encoder, views, cells)
         return parts
 
     def view(
-        self, cells: Cells, cells_B: Tensor, *, epoch: int, draw: int
+        self,
+        cells: Cells,
+        cells_B: Tensor,
+        *,
+        epoch: int,
+        draw: int,
+        views: Sequence[View] | None = None,
     ) -> tuple[Matrix, Tensor | None]:
-        """Apply all views in turn.
+        """Apply views in turn.
 
         Parameters
         ----------
@@ -225,6 +238,8 @@ class Learner(nn.Module):
             Their positions in the atlas, shape (B,), int64.
         epoch, draw
             Which of the cells' views.
+        views
+            What is applied; None takes those of training.
 
         Returns
         -------
@@ -236,8 +251,9 @@ class Learner(nn.Module):
         """
         needs_target = self.objective.needs_target
         x_BG, target_BG = cells.x_BG, None
-        for place, view in enumerate(self.views):
-            key_B = keys(self.recipe.seed, epoch, draw * len(self.views) + place, cells_B)
+        views = self.views if views is None else views
+        for place, view in enumerate(views):
+            key_B = keys(self.recipe.seed, epoch, draw * len(views) + place, cells_B)
             x_BG, also_BG = view(x_BG, key_B, cells, needs_target=needs_target)
             if also_BG is not None:
                 target_BG = also_BG if target_BG is None else target_BG | also_BG

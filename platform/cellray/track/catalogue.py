@@ -1,10 +1,11 @@
-"""What the Model Registry holds: finding versions, listing, showing and promoting them."""
+"""What the Model Registry holds: finding versions, listing and showing them."""
 
 import re
 from datetime import UTC, datetime
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
@@ -36,7 +37,7 @@ def list_models() -> list[dict[str, Any]]:
                 "name": model.name,
                 "versions": len(versions),
                 "latest": int(versions[0].version) if versions else None,
-                "aliases": _aliases(model),
+                "aliases": aliases_of(model),
                 "updated": _iso(model.last_updated_timestamp),
             }
         )
@@ -60,7 +61,7 @@ def show_model(name: str) -> dict[str, Any]:
         No such model; those that exist are named.
     """
     api = client()
-    aliases = _aliases(_model(api, name))
+    aliases = aliases_of(find_model(api, name))
     return {
         "name": name,
         "versions": [
@@ -68,7 +69,7 @@ def show_model(name: str) -> dict[str, Any]:
                 "version": int(found.version),
                 "uri": f"models:/{name}/{found.version}",
                 "aliases": sorted(a for a, v in aliases.items() if v == int(found.version)),
-                "metrics": _metrics(api, found),
+                "metrics": {metric.key: metric.value for metric in tied_metrics(api, found)},
                 "tags": dict(sorted(found.tags.items())),
                 "created": _iso(found.creation_timestamp),
                 "run_id": found.run_id,
@@ -79,54 +80,42 @@ def show_model(name: str) -> dict[str, Any]:
     }
 
 
-@store_errors()
-def promote(
-    name: str,
-    *,
-    version: int | None = None,
-    from_alias: str | None = None,
-    to: str = "champion",
-) -> dict[str, Any]:
-    """Point an alias at a version.
-
-    Parameters
-    ----------
-    name
-        The registered model.
-    version, from_alias
-        Which version: one of the two.
-    to
-        The alias.
-
-    Returns
-    -------
-    dict
-        ``name``, ``alias``, ``old`` (version or None) and ``new``.
+def find_model(api: MlflowClient, name: str) -> RegisteredModel:
+    """Find a registered model.
 
     Raises
     ------
     CellrayError
-        No such model, version or alias (those that exist are named), or an alias that MLflow
-        does not take.
+        No such model; those that exist are named.
     """
-    if (version is None) == (from_alias is None):
-        raise CellrayError(
-            f"which version of '{name}' to promote is not clear",
-            "give either a version or an alias that it has",
-        )
-    api = client()
-    old = _aliases(_model(api, name)).get(to)
-    word = f"@{from_alias}" if version is None else f"/{version}"
-    found = find_version(api, f"models:/{name}{word}")
     try:
-        api.set_registered_model_alias(name, to, found.version)
+        return api.get_registered_model(name)
     except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
             raise
         raise CellrayError(
-            f"'{to}' cannot be an alias", "take letters, digits, '-' and '_'; not 'latest' or 'v1'"
+            f"no registered model '{name}'", suggest(name, [one.name for one in _models(api)])
         ) from error
-    return {"name": name, "alias": to, "old": old, "new": int(found.version)}
+
+
+def aliases_of(model: RegisteredModel) -> dict[str, int]:
+    """Give the versions that a model's aliases point at."""
+    return {alias: int(version) for alias, version in sorted(model.aliases.items())}
+
+
+def tied_metrics(api: MlflowClient, found: ModelVersion) -> list[Metric]:
+    """List the metrics tied to a version's model, by training and by evaluations, oldest first.
+
+    There are none where cellray did not register the version, or its model was deleted since.
+    """
+    model_id = found.tags.get("model_id")
+    try:
+        tied = (api.get_logged_model(model_id).metrics or []) if model_id else []
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        tied = []
+    return sorted(tied, key=lambda metric: (metric.timestamp, metric.step))
 
 
 def find_version(api: MlflowClient, uri: str) -> ModelVersion:
@@ -143,13 +132,13 @@ def find_version(api: MlflowClient, uri: str) -> ModelVersion:
     if parts is None:
         raise CellrayError(f"'{uri}' is no model URI", FORMS)
     name = parts["name"]
-    model = _model(api, name)
+    model = find_model(api, name)
     versions = {str(found.version): found for found in _versions(api, name)}
     if not versions:
         raise CellrayError(f"model '{name}' has no versions", "make one with 'cellray pretrain'")
     wanted = parts["version"]
     if parts["alias"]:
-        aliases = _aliases(model)
+        aliases = aliases_of(model)
         if parts["alias"] not in aliases:
             raise CellrayError(
                 f"model '{name}' has no alias '{parts['alias']}'", suggest(parts["alias"], aliases)
@@ -164,6 +153,19 @@ def find_version(api: MlflowClient, uri: str) -> ModelVersion:
     return versions[wanted]
 
 
+@store_errors()
+def version_of_run(run_id: str) -> int | None:
+    """Give the last version that a run registered; None if it has not registered one."""
+    found = _versions_of_run(client(), run_id)
+    return int(found[-1].version) if found else None
+
+
+def _versions_of_run(api: MlflowClient, run_id: str) -> list[ModelVersion]:
+    """List what a run registered, the last one last."""
+    found = api.search_model_versions(f"run_id='{run_id}'")
+    return sorted(found, key=lambda one: int(one.creation_timestamp))
+
+
 def _of_run(api: MlflowClient, run_id: str) -> ModelVersion:
     try:
         api.get_run(run_id)
@@ -173,23 +175,12 @@ def _of_run(api: MlflowClient, run_id: str) -> ModelVersion:
         raise CellrayError(
             f"no run '{run_id}'", "see the runs with 'cellray ui', or give a models:/ URI"
         ) from error
-    found = api.search_model_versions(f"run_id='{run_id}'")
+    found = _versions_of_run(api, run_id)
     if not found:
         raise CellrayError(
             f"run '{run_id}' registered no model", "give the run of a finished 'cellray pretrain'"
         )
-    return max(found, key=lambda one: int(one.creation_timestamp))
-
-
-def _model(api: MlflowClient, name: str) -> RegisteredModel:
-    try:
-        return api.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise CellrayError(
-            f"no registered model '{name}'", suggest(name, [one.name for one in _models(api)])
-        ) from error
+    return found[-1]
 
 
 def _models(api: MlflowClient) -> list[RegisteredModel]:
@@ -214,17 +205,6 @@ def _versions(api: MlflowClient, name: str) -> list[ModelVersion]:
         token = page.token
         if not token:
             return sorted(found, key=lambda one: -int(one.version))
-
-
-def _aliases(model: RegisteredModel) -> dict[str, int]:
-    return {alias: int(version) for alias, version in sorted(model.aliases.items())}
-
-
-def _metrics(api: MlflowClient, found: ModelVersion) -> dict[str, float]:
-    model_id = found.tags.get("model_id")
-    logged = (api.get_logged_model(model_id).metrics or []) if model_id else []
-    ordered = sorted(logged, key=lambda metric: (metric.timestamp, metric.step))
-    return {metric.key: metric.value for metric in ordered}
 
 
 def _iso(milliseconds: int) -> str:

@@ -39,6 +39,7 @@ def register(
     name: str,
     facts: Mapping[str, Any],
     metrics: Mapping[str, float],
+    tags: Mapping[str, str] | None = None,
 ) -> int:
     """Log a learner as a model of its run and register it; all of it or nothing.
 
@@ -55,6 +56,8 @@ def register(
         into the version's tags.
     metrics
         Tied to the model, at the step ``best_step`` when that is among them.
+    tags
+        Of the version, beside those that one searches a registry by.
 
     Returns
     -------
@@ -82,7 +85,7 @@ def register(
             folder = Path(scratch) / "model"
             digest = save_flavour(learner, folder, facts=facts, model=model)
             _upload(api, model, folder)
-        tags = _tags(learner, facts, digest)
+        tags = {**(tags or {}), **_tags(learner, facts, digest)}
         api.set_logged_model_tags(model.model_id, tags)
         api.finalize_logged_model(model.model_id, "READY")
         step = int(metrics.get("best_step", 0))

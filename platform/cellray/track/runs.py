@@ -4,12 +4,14 @@ import getpass
 import json
 import os
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from mlflow.entities import Param
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 import cellray
@@ -57,6 +59,33 @@ def start_run(
 def log_document(run_id: str, name: str, document: Mapping[str, Any]) -> None:
     """Store a mapping as a JSON artifact of the run."""
     client().log_text(run_id, json.dumps(document, indent=2), name)
+
+
+@store_errors()
+def read_document(run_id: str, name: str) -> dict[str, Any] | None:
+    """Read what `log_document` has stored; None if there is none of that name."""
+    if not any(found.path == name for found in client().list_artifacts(run_id)):
+        return None
+    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
+        text = Path(client().download_artifacts(run_id, name, folder)).read_text()
+    found_there: dict[str, Any] = json.loads(text)
+    return found_there
+
+
+@store_errors()
+def log_files(run_id: str, files: Mapping[str, bytes]) -> None:
+    """Store files as artifacts of the run, by name."""
+    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        client().log_artifacts(run_id, folder)
+
+
+@store_errors()
+def log_metrics(run_id: str, metrics: Mapping[str, float], *, step: int) -> None:
+    """Log metrics of one step."""
+    now = time.time_ns() // 1_000_000
+    client().log_batch(run_id, metrics=[Metric(k, v, now, step) for k, v in metrics.items()])
 
 
 @store_errors()

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -27,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from cellray.core.sections import MODES, Criterion
 from cellray.learn.learner import Learner
 
 DCP, STATE = "dcp", "state.json"
@@ -86,10 +88,10 @@ class Stored:
         return self.state.step
 
     @property
-    def losses(self) -> dict[str, float]:
-        """The losses of its last record, by name."""
+    def scores(self) -> dict[str, float]:
+        """What its last record is judged by: losses, and the probe's F1 where it was due."""
         last = self.records[-1] if self.records else {}
-        return {key: last[key] for key in ("validation_loss", "train_loss") if key in last}
+        return {key: last[key] for key in (*MODES, "train_loss") if key in last}
 
 
 def begin_checkpoint(
@@ -182,8 +184,15 @@ def whole_checkpoints(system: FileSystem, folder: str) -> list[Stored]:
     return sorted(found, key=lambda stored: stored.step)
 
 
-def best_of(checkpoints: list[Stored]) -> Stored:
-    """Choose the one with the lowest validation loss; the last when none has one.
+def best_of(checkpoints: list[Stored], by: Criterion = "validation_loss") -> Stored:
+    """Choose the best by a score, as `MODES` says; the last when none has that score.
+
+    Parameters
+    ----------
+    checkpoints
+        All of a run.
+    by
+        The score; of equal ones the last is best.
 
     Raises
     ------
@@ -193,10 +202,15 @@ def best_of(checkpoints: list[Stored]) -> Stored:
     if not checkpoints:
         msg = "the run has ended without a checkpoint"
         raise RuntimeError(msg)
-    return min(checkpoints, key=_rank)
+    return min(checkpoints, key=partial(_rank, by))
 
 
-def prune(system: FileSystem, checkpoints: list[Stored], keep: int) -> None:
+def prune(
+    system: FileSystem,
+    checkpoints: list[Stored],
+    keep: int,
+    by: Criterion = "validation_loss",
+) -> list[Stored]:
     """Remove all but the best ones and the last.
 
     Parameters
@@ -207,16 +221,26 @@ def prune(system: FileSystem, checkpoints: list[Stored], keep: int) -> None:
         All of a run, by step.
     keep
         How many of the best remain.
+    by
+        As of `best_of`.
+
+    Returns
+    -------
+    list of Stored
+        Those that remain, by step.
     """
-    kept = {one.path for one in [*sorted(checkpoints, key=_rank)[:keep], *checkpoints[-1:]]}
+    best = sorted(checkpoints, key=partial(_rank, by))[:keep]
+    kept = {one.path for one in [*best, *checkpoints[-1:]]}
     for one in checkpoints:
         if one.path not in kept:
             system.delete_dir(one.path)
+    return [one for one in checkpoints if one.path in kept]
 
 
-def _rank(one: Stored) -> tuple[float, int]:
-    loss = one.losses.get("validation_loss", math.inf)
-    return (loss if math.isfinite(loss) else math.inf, -one.step)
+def _rank(by: Criterion, one: Stored) -> tuple[float, int]:
+    score = one.scores.get(by, math.nan)
+    cost = -score if MODES[by] == "max" else score
+    return (cost if math.isfinite(cost) else math.inf, -one.step)
 
 
 @contextmanager

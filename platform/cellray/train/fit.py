@@ -1,7 +1,7 @@
 """One go at a run through Ray Train."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +9,20 @@ from typing import Any
 import ray
 import ray.train
 from ray.data import ExecutionOptions
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
+from cellray.core.sections import MODES
 from cellray.core.types import Progress
 from cellray.track import runs
 from cellray.track.outbox import Outbox
 from cellray.track.store import scrub, tracking_uri
 from cellray.train.checkpoint import Stored
 from cellray.train.launch import Launch
+from cellray.train.ledger import Ledger
 from cellray.train.report import GroupSize, RunCallback
 from cellray.train.setup import Setup
 from cellray.train.storage import file_system
@@ -61,7 +64,12 @@ class Attempt:
 
 
 def fit_attempt(
-    attempt: Attempt, atlas: Atlas, setup: Setup, outbox: Outbox, progress: Progress | None
+    attempt: Attempt,
+    atlas: Atlas,
+    setup: Setup,
+    outbox: Outbox,
+    progress: Progress | None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> None:
     """Run Ray Train to its end.
 
@@ -75,15 +83,15 @@ def fit_attempt(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     system, _ = file_system(attempt.launch.storage)
     with following(attempt.step, setup.choice.plan.steps, progress) as (ticker, failure):
-        callback = RunCallback(
-            recipe,
-            atlas,
+        ledger = Ledger(
             setup,
             outbox=outbox.parts,
             logged=attempt.logged,
             tell=ticker.tell,
             step=attempt.step,
         )
+        callback = RunCallback(recipe, atlas, setup, ledger, step=attempt.step)
+        judged = train.best != "validation_loss" or len(setup.validation_cells)
         # Ray would take a name that was there before for a run to go on with, its own way.
         name = f"from-{attempt.step}-{os.urandom(4).hex()}"
         trainer = TorchTrainer(
@@ -97,6 +105,7 @@ def fit_attempt(
                 "initial": setup.initial,
                 "atlas": (atlas.url, atlas.digest),
                 "validation": setup.validation_cells,
+                "labelled": setup.labelled,
                 "storage": (system, f"{attempt.folder}/{name}"),
                 "resume": None if attempt.begin is None else attempt.begin.path,
                 "flops": attempt.flops,
@@ -123,14 +132,12 @@ def fit_attempt(
                 name=name,
                 storage_path=attempt.folder,
                 storage_filesystem=system,
-                callbacks=[callback, GroupSize(callback)],  # type: ignore[list-item]
+                callbacks=[callback, GroupSize(callback), *callbacks],  # type: ignore[list-item]
                 failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=train.keep,
-                    checkpoint_score_attribute=(
-                        "validation_loss" if len(setup.validation_cells) else None
-                    ),
-                    checkpoint_score_order="min",
+                    checkpoint_score_attribute=train.best if judged else None,
+                    checkpoint_score_order=MODES[train.best],
                 ),
             ),
             datasets={"train": callback.dataset},
@@ -143,7 +150,7 @@ def fit_attempt(
         except SystemExit as error:  # how Ray ends a run at Ctrl-C, with status 0
             raise KeyboardInterrupt from error
     if failure:
-        raise _failed(attempt.run_id, failure)
+        raise failed(attempt.run_id, failure)
 
 
 def _remote_tracking() -> tuple[str, str] | None:
@@ -154,7 +161,7 @@ def _remote_tracking() -> tuple[str, str] | None:
     return (uri, here) if plain else None
 
 
-def _failed(run_id: str, failure: Mapping[str, Any]) -> CellrayError:
+def failed(run_id: str, failure: Mapping[str, Any]) -> CellrayError:
     """Store what has failed with the run, and say it."""
     with suppress(CellrayError):  # MLflow may be away; the line below says most of it
         runs.log_document(run_id, "failure.json", failure)

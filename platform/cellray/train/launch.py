@@ -1,19 +1,16 @@
 """What a run was launched with, kept in the run itself, so that it can be resumed from its id."""
 
-import json
 import os
 import socket
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import lcm
-from pathlib import Path
-from typing import Any
 
 import psutil
 from mlflow.exceptions import MlflowException
 
 from cellray.atlas.plan import Plan
+from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.track import runs
@@ -63,6 +60,16 @@ class Launch:
         document = asdict(self) | {"recipe": self.recipe.model_dump(mode="json")}
         runs.log_document(run_id, FILE, document)
 
+    def open_atlas(self, run_id: str) -> Atlas:
+        """Open the atlas, which must be as it was when the run began.
+
+        Raises
+        ------
+        CellrayError
+            It has changed, or is gone.
+        """
+        return open_unchanged(self.atlas, self.atlas_digest, run_id)
+
     def changed(self, changes: Sequence[str]) -> "Launch":
         """Give the launch with ``key=value`` changes of how a run is trained on, and not of what.
 
@@ -93,6 +100,24 @@ class Launch:
         return replace(self, recipe=recipe)
 
 
+def open_unchanged(url: str, digest: str, run_id: str) -> Atlas:
+    """Open an atlas, which must be as it was when a run began.
+
+    Raises
+    ------
+    CellrayError
+        It has changed, or is gone.
+    """
+    opened = Atlas.open(url)
+    if opened.digest != digest:
+        raise CellrayError(
+            f"the atlas {url} has changed since run {run_id} began: its digest was {digest[:12]} "
+            f"and is {opened.digest[:12]}",
+            "start a new run on it, from another model with init.model",
+        )
+    return opened
+
+
 @store_errors()
 def find_launch(run_id: str) -> Launch:
     """Read what a run was launched with.
@@ -115,21 +140,31 @@ def find_launch(run_id: str) -> Launch:
         raise CellrayError(
             f"run {run_id} has finished", "start a new one, from its model with init.model"
         )
-    if run.info.status == "RUNNING" and _alive(run.data.tags.get(DRIVER, "")):
+    if run.info.status == "RUNNING" and alive(run.data.tags.get(DRIVER, "")):
         raise CellrayError(
             f"run {run_id} is still going on in this machine's process "
             f"{run.data.tags[DRIVER].split()[1]}",
             "wait for it, or end that process first",
         )
-    if not any(found.path == FILE for found in client().list_artifacts(run_id)):
+    return read_launch(run_id)
+
+
+@store_errors()
+def read_launch(run_id: str) -> Launch:
+    """Read what a run was launched with, whatever has become of it.
+
+    Raises
+    ------
+    CellrayError
+        It did not train.
+    """
+    values = runs.read_document(run_id, FILE)
+    if values is None:
         raise CellrayError(
             f"run {run_id} has no {FILE}: it is no pre-training run of cellray's, or ended before "
             "it began",
             "start a new run",
         )
-    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
-        text = Path(client().download_artifacts(run_id, FILE, folder)).read_text()
-    values: dict[str, Any] = json.loads(text)
     return Launch(**values | {"recipe": Recipe.of(values["recipe"])})
 
 
@@ -139,7 +174,7 @@ def driver() -> str:
     return f"{socket.gethostname()} {process.pid} {process.create_time():.2f}"
 
 
-def _alive(name: str) -> bool:
+def alive(name: str) -> bool:
     """Say whether a process of this machine is the one that a tag names."""
     host, _, rest = name.partition(" ")
     pid, _, created = rest.partition(" ")

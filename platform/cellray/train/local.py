@@ -38,7 +38,7 @@ def fit(
     change
         Called with the learner before it is trained, for what no recipe says.
     report
-        Called with every record: step, losses, monitors.
+        Called with every record: step, losses, monitors, the probe's F1.
 
     Returns
     -------
@@ -68,7 +68,15 @@ def fit(
             )
 
     loop = make_loop(
-        recipe, plan, learner, atlas, setup.validation_cells, take, module=learner, device=device
+        recipe,
+        plan,
+        learner,
+        atlas,
+        setup.validation_cells,
+        take,
+        module=learner,
+        device=device,
+        labelled=setup.labelled,
     )
     loop.run(
         read_batches(atlas, plan, setup.choice.selection, obs=data.columns, matrices=data.matrices)

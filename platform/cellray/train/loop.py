@@ -26,6 +26,7 @@ from cellray.train.comms import CommClock
 from cellray.train.exact import MASK, hash_cells
 from cellray.train.memory import explained, held_memory
 from cellray.train.parallel import accumulating, autocast, rank_mean, scaler
+from cellray.train.probe import KnnProbe
 from cellray.train.timing import Phases, Record
 
 SMALLEST_SCALE = 1.0
@@ -57,6 +58,8 @@ class Loop:
         The model column of each atlas gene, -1 for genes that the model does not have.
     validation
         This rank's share of the held-out cells, in equal batches; may be empty.
+    probe
+        Predicts labels at the end of epochs; may be None.
     report
         Takes the records since the last call, and a summary: at the end of an epoch its number,
         cells and their hash; when the run must end, what has failed.
@@ -84,6 +87,7 @@ class Loop:
     observe: Callable[[Record, int], None] = lambda record, cells: None
     clock: CommClock | None = None
     flops: tuple[float, float] | None = None
+    probe: KnnProbe | None = None
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:
@@ -226,9 +230,9 @@ class Loop:
                 f"{count - 1} steps before, and its gradients are finite",
                 "look at the objective's settings and at the counts of these cells",
             )
-        learning_rate = self.schedule.get_last_lr()[0]
-        place = {"step": float(self.state.step), "lr": float(learning_rate)}
-        return place | {"workers": float(world_size())} | record
+        rate = float(self.schedule.get_last_lr()[0])
+        place = {"step": float(self.state.step), "lr": rate, "workers": float(world_size())}
+        return place | record
 
     def _lap(self, phases: Phases, steps: int) -> Record:
         """Say where the time went, and what is held in memory."""
@@ -271,16 +275,16 @@ class Loop:
         self._report(records, {"failure": failure})
 
     def _end_epoch(self, epoch: int, records: list[Record]) -> dict[str, Any]:
-        summary: dict[str, Any] = {"epoch": epoch}
         loss = self.validate()
         if loss is not None:
-            summary["validation_loss"] = loss
-            records[-1] |= {"validation_loss": loss}
             self.state.stale = 0 if loss < self.state.best else self.state.stale + 1
             self.state.best = min(self.state.best, loss)
-            records[-1] |= self.monitors()
+            records[-1] |= {"validation_loss": loss} | self.monitors()
+        last = epoch == self.plan.epochs or self._out_of_patience()
+        if self.probe is not None and (last or epoch % self.recipe.probe.every == 0):
+            records[-1] |= {"knn_macro_f1": self.probe.macro_f1(self.learner)}
         records[-1] |= {"epoch": float(epoch)}
-        return summary
+        return {"epoch": epoch}
 
     @torch.no_grad()
     def validate(self) -> float | None:
@@ -299,8 +303,7 @@ class Loop:
         """Say whether embeddings of the held-out cells still differ (`cellray.score.collapse`)."""
         pairs = []
         for rows in self.validation[: max(1, MONITORED_CELLS // self.plan.batch_size)]:
-            few = rows.slice(0, min(len(rows), MONITORED_CELLS // world_size()))
-            batch = self._batch(few)
+            batch = self._batch(rows.slice(0, min(len(rows), MONITORED_CELLS // world_size())))
             counts_BG = batch.counts(self.columns, n_genes=len(self.learner.genes))
             with autocast(self.recipe.train.precision, self.device):
                 pair = self.learner.embed_pair(counts_BG, batch.totals(), batch.cells_B)

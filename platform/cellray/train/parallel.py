@@ -90,7 +90,8 @@ def _shard(
     # Counts stay what they are: low precision would round the library sizes.
     policy = MixedPrecisionPolicy(dtype, reduced, output_dtype=reduced, cast_forward_inputs=False)
     fully_shard(learner, mesh=mesh, mp_policy=policy, offload_policy=offload)
-    register_fsdp_forward_method(learner, "embed_pair")
+    for name in ("embed", "embed_pair"):
+        register_fsdp_forward_method(learner, name)
     if clock is not None:
         time_shards((m for m in learner.modules() if isinstance(m, FSDPModule)), clock)
     return learner

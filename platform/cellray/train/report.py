@@ -1,8 +1,5 @@
 """What the controller does with reports: one MLflow run, and the place to resume from."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray.data
@@ -15,17 +12,11 @@ from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.feed.source import train_dataset
-from cellray.score import collapse
-from cellray.train.exact import check_cells
+from cellray.train.ledger import Ledger
 from cellray.train.memory import out_of_memory
-from cellray.train.timing import Record
 
-if TYPE_CHECKING:  # the controller starts a second earlier without them
-    from cellray.track.outbox import Outbox
+if TYPE_CHECKING:  # the controller starts a second earlier without it
     from cellray.train.setup import Setup
-
-COLLAPSED = "cellray.collapsed"
-"""Tag of a run whose embeddings are about one point or one line."""
 
 
 class RunCallback(UserCallback):
@@ -39,11 +30,8 @@ class RunCallback(UserCallback):
     ----------
     recipe, atlas, setup
         What is trained.
-    outbox, logged
-        What an `Outbox` is made of: the MLflow run's id, its file and the store's URI; and the
-        last step that the run holds already.
-    tell
-        Tells the driver what happens to the workers.
+    ledger
+        Where reports go.
     step
         Where the run begins.
     """
@@ -53,31 +41,17 @@ class RunCallback(UserCallback):
         recipe: Recipe,
         atlas: Atlas,
         setup: "Setup",
+        ledger: Ledger,
         *,
-        outbox: tuple[str, Path, str],
-        logged: int,
-        tell: Callable[[Mapping[str, Any]], None],
         step: int,
     ) -> None:
         self._recipe = recipe
         self._atlas = atlas
         self._plan = setup.choice.plan
         self._selection = setup.choice.selection
-        self._outbox_of = outbox
-        self._logged = logged
-        self._tell = tell
+        self._ledger = ledger
         self._step = step
-        # A run that is resumed may have been flagged before.
-        self._collapsed: bool | None = None if step else False
         self.world = recipe.train.worlds[-1]
-
-    @cached_property
-    def outbox(self) -> "Outbox":
-        """The way to the MLflow run, opened at the first report."""
-        from cellray.track.outbox import Outbox
-
-        run_id, file, uri = self._outbox_of
-        return Outbox(run_id, file, uri=uri)
 
     def dataset(self) -> ray.data.Dataset:
         """Make the dataset from the last checkpoint's step on; Ray calls this at every start."""
@@ -103,13 +77,7 @@ class RunCallback(UserCallback):
         told = metrics[0]
         if checkpoint is not None:
             self._step = told["step"]
-        records: Sequence[Record] = told["records"]
-        if "cells_hash" in told:
-            check_cells(self._plan, self._selection, told)
-        self.outbox.put([one for one in records if one["step"] > self._logged])
-        self._flag(records)
-        if "failure" in told:
-            self._tell({"failure": told["failure"]})
+        self._ledger.take(told)
 
     def after_exception(
         self,
@@ -136,28 +104,7 @@ class RunCallback(UserCallback):
                 raise out_of_memory(self._recipe) from error
         rank, error = next(iter(errors.items()))
         line = (str(error).splitlines() or [""])[0]
-        self._tell({"event": f"worker {rank} failed ({type(error).__name__}: {line})"})
-
-    def _flag(self, records: Sequence[Record]) -> None:
-        """Tag a run whose embeddings have collapsed, and take the tag back if they recover."""
-        judged = [one for one in records if "effective_rank" in one]
-        if not judged:
-            return
-        std, rank = judged[-1]["embedding_std"], judged[-1]["effective_rank"]
-        flagged = collapse.collapsed(std, rank)
-        known, self._collapsed = self._collapsed, flagged
-        if flagged == known:
-            return
-        self.outbox.tag(COLLAPSED, str(flagged).lower())
-        if known is None and not flagged:
-            return
-        word = "have collapsed" if flagged else "have spread out again"
-        self._tell(
-            {
-                "event": f"embeddings {word}: standard deviation {std:.3g}, effective rank "
-                f"{rank:.3g}; see docs/methods/monitors.md"
-            }
-        )
+        self._ledger.tell({"event": f"worker {rank} failed ({type(error).__name__}: {line})"})
 
 
 class GroupSize(WorkerGroupCallback):

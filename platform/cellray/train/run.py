@@ -1,9 +1,10 @@
 """Pre-training as one call: plan, Ray Train, MLflow run, registered model version."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+from ray.train import UserCallback
 
 from cellray.atlas.storage import check_writable
 from cellray.atlas.store import Atlas
@@ -17,18 +18,17 @@ from cellray.track.store import tracking_uri
 from cellray.track.system import system_metrics
 from cellray.train.checkpoint import (
     Stored,
-    best_of,
-    fetched,
-    load_learner,
     prune,
     whole_checkpoints,
 )
 from cellray.train.exact import check_cells
 from cellray.train.fit import Attempt, fit_attempt
+from cellray.train.inline import Follow, fit_here
 from cellray.train.launch import DRIVER, Launch, driver, find_launch
 from cellray.train.limits import checked_budget
 from cellray.train.setup import Setup, prepare
 from cellray.train.storage import file_system, outbox_file, run_storage
+from cellray.train.trained import Run, RunRef, Trained, register, without_checkpoints
 
 DELIVERY_SECONDS = 600
 """How long a run waits at its end for MLflow to take what it has to tell."""
@@ -36,35 +36,6 @@ LAST_SECONDS = 5
 """The same, of a run that has failed; what is left goes when it is resumed."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunRef:
-    """A finished pre-training run.
-
-    Attributes
-    ----------
-    run_id
-        MLflow's run.
-    atlas
-        The atlas's URL.
-    name, version
-        The registered model.
-    uri
-        ``models:/NAME/VERSION``.
-    metrics
-        ``best_validation_loss``, ``best_train_loss`` and ``best_step`` of the version's checkpoint.
-    notes
-        What matched: genes of gene sets, genes and weights of the model that it started from.
-    """
-
-    run_id: str
-    atlas: str
-    name: str
-    version: int
-    uri: str
-    metrics: dict[str, float]
-    notes: dict[str, str] = field(default_factory=dict)
 
 
 def pretrain(
@@ -104,18 +75,9 @@ def pretrain(
         batch does not fit into the memory.
     """
     models.check_name(name)
-    opened = Atlas.open(atlas)
-    setup = prepare(recipe, opened)
-    storage = run_storage(storage)
-    check_writable(storage)
-    costs = checked_budget(recipe, opened, setup, storage)
-    params = recipe.flat() | {"atlas": opened.url, "atlas_digest": opened.digest} | setup.params()
-    launch = Launch(recipe, opened.url, opened.digest, name, storage).planned(setup.choice.plan)
-    marks = {**(tags or {}), DRIVER: driver()}
-    with runs.run(experiment=experiment, run_name=name, params=params, tags=marks) as run_id:
-        runs.log_document(run_id, "plan.json", setup.describe())
-        launch.store(run_id)
-        return _train(launch, opened, setup, run_id, costs.flops_per_cell, progress)
+    where = run_storage(storage)
+    with begun(recipe, atlas, name, experiment=experiment, storage=where, tags=tags) as run:
+        return register(run, train(run, progress=progress))
 
 
 def resume(run_id: str, *, changes: Sequence[str] = (), progress: Progress | None = None) -> RunRef:
@@ -140,70 +102,98 @@ def resume(run_id: str, *, changes: Sequence[str] = (), progress: Progress | Non
         No such run; one that has finished, or is going on; an atlas that has changed since; a
         key that may not change; and as `pretrain`.
     """
+    with reopened(run_id, changes=changes) as run:
+        return register(run, train(run, progress=progress))
+
+
+@contextmanager
+def begun(
+    recipe: Recipe,
+    atlas: str,
+    name: str,
+    *,
+    experiment: str,
+    storage: str,
+    tags: Mapping[str, str] | None = None,
+    run_name: str | None = None,
+) -> Iterator[Run]:
+    """Begin a run of MLflow, and end it as the block ends; see `pretrain`."""
+    opened = Atlas.open(atlas)
+    setup = prepare(recipe, opened)
+    check_writable(storage)
+    costs = checked_budget(recipe, opened, setup, storage)
+    params = recipe.flat() | {"atlas": opened.url, "atlas_digest": opened.digest} | setup.params()
+    launch = Launch(recipe, opened.url, opened.digest, name, storage).planned(setup.choice.plan)
+    marks = {**(tags or {}), DRIVER: driver()}
+    with runs.run(
+        experiment=experiment, run_name=run_name or name, params=params, tags=marks
+    ) as run_id:
+        runs.log_document(run_id, "plan.json", setup.describe())
+        launch.store(run_id)
+        yield Run(run_id, launch, opened, setup, costs.flops_per_cell)
+
+
+@contextmanager
+def reopened(run_id: str, *, changes: Sequence[str] = ()) -> Iterator[Run]:
+    """Go on with a run of MLflow, and end it as the block ends; see `resume`."""
     launch = find_launch(run_id).changed(changes)
-    opened = Atlas.open(launch.atlas)
-    if opened.digest != launch.atlas_digest:
-        raise CellrayError(
-            f"the atlas {launch.atlas} has changed since run {run_id} began: its digest was "
-            f"{launch.atlas_digest[:12]} and is {opened.digest[:12]}",
-            "start a new run on it, from another model with init.model",
-        )
+    opened = launch.open_atlas(run_id)
     setup = prepare(launch.recipe, opened)
     check_writable(launch.storage)
     costs = checked_budget(launch.recipe, opened, setup, launch.storage)
     marks = {DRIVER: driver()} | ({"cellray.resumed_with": " ".join(changes)} if changes else {})
     with runs.reopened(run_id, tags=marks):
         launch.store(run_id)
-        return _train(launch, opened, setup, run_id, costs.flops_per_cell, progress)
+        yield Run(run_id, launch, opened, setup, costs.flops_per_cell)
 
 
-def _train(
-    launch: Launch,
-    atlas: Atlas,
-    setup: Setup,
-    run_id: str,
-    flops: float,
-    progress: Progress | None,
-) -> RunRef:
-    """Train from where the run stands to its end, and register the best checkpoint."""
-    recipe = launch.recipe
-    system, root = file_system(launch.storage)
+def train(
+    run: Run,
+    *,
+    progress: Progress | None = None,
+    callbacks: Sequence[UserCallback] = (),
+    follow: Follow | None = None,
+) -> Trained:
+    """Train from where a run stands to its end.
+
+    Parameters
+    ----------
+    run
+        Of `begun` or `reopened`.
+    progress
+        As of `pretrain`.
+    callbacks
+        More that Ray Train's controller tells of the workers' reports.
+    follow
+        Called with the records since its last call; with it the run trains in this process, by
+        the same loop, and not in Ray Train's workers.
+    """
+    recipe, run_id = run.launch.recipe, run.run_id
+    system, root = file_system(run.launch.storage)
     folder = f"{root}/{run_id}"
-    outbox = Outbox(run_id, outbox_file(launch.storage, run_id), uri=tracking_uri())
+    outbox = Outbox(run_id, outbox_file(run.launch.storage, run_id), uri=tracking_uri())
     try:
         with ray_session(), system_metrics(run_id, "driver"):
             before = whole_checkpoints(system, folder)
-            logged = _catch_up(outbox, run_id, setup, before)
-            if not before or before[-1].step < setup.choice.plan.steps:
+            logged = _catch_up(outbox, run_id, run.setup, before)
+            if not before or before[-1].step < run.setup.choice.plan.steps:
                 begin = before[-1] if before else None
-                attempt = Attempt(launch, run_id, folder, begin, logged, flops)
-                fit_attempt(attempt, atlas, setup, outbox, progress)
+                attempt = Attempt(run.launch, run_id, folder, begin, logged, run.flops)
+                if follow is None:
+                    fit_attempt(attempt, run.atlas, run.setup, outbox, progress, callbacks)
+                else:
+                    fit_here(attempt, run.atlas, run.setup, outbox, progress, follow)
             outbox.close(DELIVERY_SECONDS)
         stored = whole_checkpoints(system, folder)
-        best = best_of(stored)
-        prune(system, stored, recipe.train.keep)
+        trained = Trained.of(run_id, stored, recipe.train.best)
+        prune(system, stored, recipe.train.keep, recipe.train.best)
     except BaseException:
         with suppress(CellrayError):  # what ended the run says more
             outbox.close(LAST_SECONDS)
-        logger.warning("to go on with this run: cellray pretrain --resume %s", run_id)
+        if follow is None:
+            logger.warning("to go on with this run: cellray pretrain --resume %s", run_id)
         raise
-    learner = setup.learner(recipe)
-    with fetched(system, best.path) as found:
-        load_learner(found, learner)
-    # The names differ from the run's curves, so that a curve holds each step once.
-    metrics = {f"best_{key}": float(value) for key, value in best.losses.items()}
-    metrics["best_step"] = float(best.step)
-    facts = {
-        "atlas": atlas.url,
-        "atlas_digest": atlas.digest,
-        "cells": setup.choice.n_train,
-        "seed": recipe.seed,
-    }
-    version = models.register(
-        learner, run_id=run_id, name=launch.name, facts=facts, metrics=metrics
-    )
-    uri = f"models:/{launch.name}/{version}"
-    return RunRef(run_id, atlas.url, launch.name, version, uri, metrics, setup.notes())
+    return trained
 
 
 def _catch_up(outbox: Outbox, run_id: str, setup: Setup, checkpoints: Sequence[Stored]) -> int:
@@ -217,10 +207,7 @@ def _catch_up(outbox: Outbox, run_id: str, setup: Setup, checkpoints: Sequence[S
     outbox.close(DELIVERY_SECONDS)
     logged = last_step(run_id)
     if logged and not checkpoints:
-        raise CellrayError(
-            f"run {run_id} has trained {logged} steps, and none of its checkpoints is here",
-            "mount the storage that it was given, or work in the folder that it was started from",
-        )
+        raise without_checkpoints(run_id)
     plan, selection = setup.choice.plan, setup.choice.selection
     unsent: dict[float, dict[str, float]] = {}
     for one in checkpoints:

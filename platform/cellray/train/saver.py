@@ -7,20 +7,19 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import ray.train
 import torch.distributed as dist
 from pyarrow.fs import FileSystem, copy_files
-from ray.train import Checkpoint, CheckpointUploadMode
 
+from cellray.core.sections import MODES
 from cellray.train.checkpoint import begin_checkpoint
 from cellray.train.gauges import publish
-from cellray.train.ticker import SECONDS, Ticker
+from cellray.train.ticker import SECONDS
 from cellray.train.timing import Record
 
 if TYPE_CHECKING:
@@ -28,8 +27,15 @@ if TYPE_CHECKING:
 
 PREFIX = f"cellray-checkpoint-{socket.gethostname()}-"  # a temporary folder may be shared
 EPOCH = ("epoch", "cells", "cells_hash")
-SHOWN = ("train_loss", "validation_loss", "cells_per_s", "feed_wait_share")
+SHOWN = ("train_loss", "validation_loss", "knn_macro_f1", "cells_per_s", "feed_wait_share")
 """What of a record a driver shows."""
+
+
+Store = Callable[[str], str]
+"""Waits until a checkpoint is written, copies it to a name in the run's folder, and gives its path.
+"""
+HandIn = Callable[[Mapping[str, Any], Path, Store], None]
+"""Takes a report, the folder in which its checkpoint is being written, and how to store that."""
 
 
 class Saver:
@@ -41,8 +47,10 @@ class Saver:
         Where checkpoints go.
     run, rank
         Whose reports they are.
-    ticker
-        The way to the driver.
+    tell
+        Tells the driver how far the run is.
+    hand_in
+        Takes the reports; it returns before the checkpoint is stored.
     timeout_s
         Seconds that a worker waits for the others' part of a checkpoint.
 
@@ -61,10 +69,12 @@ class Saver:
         *,
         run: str,
         rank: int,
-        ticker: Ticker,
+        tell: Callable[[Mapping[str, Any]], None],
+        hand_in: HandIn,
         timeout_s: int,
     ) -> None:
-        self._ticker = ticker
+        self._tell_driver = tell
+        self._hand_in = hand_in
         self._told = -math.inf
         self._system = system
         self._folder = folder
@@ -98,7 +108,7 @@ class Saver:
         plan = self.loop.plan
         epochs = {"epoch": plan.epoch_of(int(record["step"]) - 1) + 1, "epochs": plan.epochs}
         facts = {key: record[key] for key in SHOWN if key in record}
-        self._ticker.tell({"step": record["step"], "facts": facts | epochs})
+        self._tell_driver({"step": record["step"], "facts": facts | epochs})
 
     def __call__(self, records: Sequence[Record], summary: Mapping[str, Any]) -> None:
         """Begin a checkpoint and report; returns as soon as the state is copied."""
@@ -120,31 +130,32 @@ class Saver:
         )
         self._stored = stored = threading.Event()
 
-        def store(local: Checkpoint, name: str) -> Checkpoint:
+        def store(name: str) -> str:
             try:
                 writing.result()
                 target = f"{self._folder}/{name}"
-                copy_files(local.path, target, destination_filesystem=self._system)
-                return Checkpoint(target, self._system)
+                copy_files(str(held), target, destination_filesystem=self._system)
+                return target
             finally:
                 shutil.rmtree(held, ignore_errors=True)
                 stored.set()
 
-        # Ray ranks a checkpoint without the score above all others; inside an epoch there is none.
-        loss = summary.get("validation_loss", math.inf)
-        judged = {"validation_loss": loss if math.isfinite(loss) else math.inf}
-        metrics = {"records": list(records), "step": loop.state.step, **summary, **judged}
         if records:
             records[-1]["seconds_checkpoint"] = time.perf_counter() - began
             if self._rank == 0:
                 self._tell(records[-1])
-        ray.train.report(
-            metrics,
-            checkpoint=Checkpoint.from_directory(held),
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=store,
-            delete_local_checkpoint_after_upload=False,
-        )
+        told = {"records": list(records), "step": loop.state.step, **summary}
+        self._hand_in(told | self._judged(records), held, store)
+
+    def _judged(self, records: Sequence[Record]) -> dict[str, float]:
+        """Give what checkpoints are ranked by; the worst where there is none, as inside an epoch.
+
+        Ray ranks a checkpoint without the score above all others.
+        """
+        name = self.loop.recipe.train.best
+        worst = math.inf if MODES[name] == "min" else -math.inf
+        value = records[-1].get(name, worst) if records else worst
+        return {name: value if math.isfinite(value) else worst}
 
     def wait(self) -> None:
         """Wait until the last checkpoint is stored."""

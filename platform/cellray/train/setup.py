@@ -26,6 +26,7 @@ from cellray.learn.build import check_recipe
 from cellray.learn.embed import gene_columns
 from cellray.learn.learner import Learner, normalise
 from cellray.track import models
+from cellray.train.probe import LabelledCells, choose_labelled
 
 VALIDATION_CELLS = 10_000
 SAMPLE_CELLS = 2_048
@@ -44,6 +45,7 @@ class Setup:
     sets: Mapping[str, GeneSets] = field(default_factory=dict)
     initial: Mapping[str, Tensor] | None = None
     overlap: Overlap | None = None
+    labelled: LabelledCells | None = None
 
     def learner(self, recipe: Recipe) -> Learner:
         """Build the learner that training begins with."""
@@ -105,8 +107,10 @@ def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
     validation = validation_cells(choice, atlas, VALIDATION_CELLS)
     batches = () if data.batch_key is None else _categories(atlas, data.batch_key)
     sets = {path: _match(path, read, atlas, genes) for path, read in sets_read.items()}
-    check_recipe(recipe, Genes(tuple(genes.tolist()), sets))
-    setup = Setup(choice, validation, tuple(genes.tolist()), batches, sets)
+    names = tuple(map(str, genes))
+    check_recipe(recipe, Genes(names, sets))
+    labelled = choose_labelled(recipe, atlas, choice.sides, names)
+    setup = Setup(choice, validation, names, batches, sets, labelled=labelled)
     check_init(recipe)
     setup = _begin(recipe, atlas, setup, setup.learner(recipe))
     facts = ", ".join(f"{name}={value}" for name, value in setup.params().items())

@@ -32,6 +32,41 @@ class Ticker:
             ray.get(sent)
 
 
+class Ticks:
+    """What has been told, shown to a person.
+
+    Parameters
+    ----------
+    begin, steps
+        Where the run begins, and where it ends.
+    progress
+        Called with ("train", step, steps, facts).
+
+    Attributes
+    ----------
+    failure
+        What has failed, once something has.
+    """
+
+    def __init__(self, begin: int, steps: int, progress: Progress | None) -> None:
+        self._steps = steps
+        self._progress = progress
+        self.failure: dict[str, Any] = {}
+        if progress is not None:
+            progress("train", begin, steps)
+
+    def tell(self, *ticks: Mapping[str, Any]) -> None:
+        """Take words as of `Ticker.tell`."""
+        for tick in ticks:
+            if "event" in tick:
+                logger.warning("%s", tick["event"])
+            self.failure.update(tick.get("failure", {}))
+        steppers = [tick for tick in ticks if "step" in tick]
+        if steppers and self._progress is not None:
+            last = steppers[-1]
+            self._progress("train", int(last["step"]), self._steps, last["facts"])
+
+
 class _Box:
     def __init__(self) -> None:
         self._ticks: list[dict[str, Any]] = []
@@ -67,29 +102,18 @@ def following(
     # With the driver's node the run is lost anyway; no other node's loss may end it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     box: Any = ray.remote(_Box).options(num_cpus=0, scheduling_strategy=here).remote()
-    done, failure = threading.Event(), dict[str, Any]()
-
-    def show(ticks: list[dict[str, Any]]) -> None:
-        for tick in ticks:
-            if "event" in tick:
-                logger.warning("%s", tick["event"])
-            failure.update(tick.get("failure", {}))
-        steppers = [tick for tick in ticks if "step" in tick]
-        if steppers and progress is not None:
-            progress("train", int(steppers[-1]["step"]), steps, steppers[-1]["facts"])
+    done, ticks = threading.Event(), Ticks(begin, steps, progress)
 
     def follow() -> None:
         with suppress(RayError):  # the cluster is gone: what the block runs says so better
             while not done.wait(SECONDS):
-                show(ray.get(box.take.remote()))
+                ticks.tell(*ray.get(box.take.remote()))
 
-    if progress is not None:
-        progress("train", begin, steps)
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield Ticker(box), failure
-        show(ray.get(box.take.remote()))
+        yield Ticker(box), ticks.failure
+        ticks.tell(*ray.get(box.take.remote()))
     finally:
         done.set()
         thread.join()

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ import ray.train
 import ray.train.torch
 import torch
 from numpy.typing import NDArray
+from pyarrow.fs import FileSystem
+from ray.train import Checkpoint, CheckpointUploadMode
 from torch import nn
 
 from cellray.atlas.plan import Plan
@@ -25,7 +29,8 @@ from cellray.train.checkpoint import fetched, load_checkpoint
 from cellray.train.comms import CommClock
 from cellray.train.loop import Loop, Report
 from cellray.train.parallel import amp_dtype, parallelise
-from cellray.train.saver import Saver
+from cellray.train.probe import KnnProbe, LabelledCells
+from cellray.train.saver import Saver, Store
 
 PREFETCHED_SHARES = 2  # on their way to this node while the current one trains
 
@@ -38,10 +43,10 @@ def train_worker(config: Mapping[str, Any]) -> None:
     config
         ``recipe`` and ``plan``; ``genes``, ``batches`` and gene ``sets`` of the model, and the
         ``initial`` weights or None; the ``atlas``'s URL and digest; the ``validation`` cells
-        (int64, sorted); ``storage``, the file system and folder of the checkpoints; ``resume``,
-        the path of the one to begin from or None; ``flops`` of a cell; ``run``, the run's id;
-        ``ticker``, the way to the driver; ``system_metrics``, the tracking server and the driver's
-        node, or None.
+        (int64, sorted) and the ``labelled`` ones of the probe; ``storage``, the file system and
+        folder of the checkpoints; ``resume``, the path of the one to begin from or None; ``flops``
+        of a cell; ``run``, the run's id; ``ticker``, the way to the driver; ``system_metrics``,
+        the tracking server and the driver's node, or None.
     """
     recipe: Recipe = config["recipe"]
     plan: Plan = config["plan"]
@@ -61,7 +66,8 @@ def train_worker(config: Mapping[str, Any]) -> None:
         folder,
         run=config["run"],
         rank=rank,
-        ticker=config["ticker"],
+        tell=config["ticker"].tell,
+        hand_in=partial(_hand_in, system),
         timeout_s=recipe.train.timeout_s,
     )
     loop = make_loop(
@@ -75,15 +81,12 @@ def train_worker(config: Mapping[str, Any]) -> None:
         device=device,
         rank=rank,
         world=world,
+        labelled=config["labelled"],
     )
     loop.clock = clock if world > 1 else None
-    loop.flops = (config["flops"], gemm_rate(device, amp_dtype(recipe.train.precision, device)))
-    saver.loop, loop.observe = loop, saver.observe
     latest = ray.train.get_checkpoint()
     begin = config["resume"] if latest is None else latest.path
-    if begin is not None:
-        with fetched(system, begin) as found:
-            loop.restore(load_checkpoint(found, learner, loop.optimizer, loop.schedule))
+    attach(loop, saver, system, config["flops"], begin)
     shard = ray.train.get_dataset_shard("train")
     tables = shard.iter_batches(
         batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_SHARES
@@ -91,6 +94,37 @@ def train_worker(config: Mapping[str, Any]) -> None:
     with _node_metrics(config["run"], config["system_metrics"]):
         loop.run(stream(tables, plan, loop.state.step, rank=rank))
     saver.wait()
+
+
+def _hand_in(system: FileSystem, told: Mapping[str, Any], held: Path, store: Store) -> None:
+    """Report to the controller; Ray stores the checkpoint in a thread."""
+    ray.train.report(
+        dict(told),
+        checkpoint=Checkpoint.from_directory(held),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        checkpoint_upload_fn=lambda _, name: Checkpoint(store(name), system),
+        delete_local_checkpoint_after_upload=False,
+    )
+
+
+def attach(loop: Loop, saver: Saver, system: FileSystem, flops: float, begin: str | None) -> None:
+    """Give a loop its saver and its cost, and let it go on from a checkpoint.
+
+    Parameters
+    ----------
+    loop, saver
+        Of one another from now on.
+    system, begin
+        Where the checkpoint lies; None begins the run.
+    flops
+        Floating-point operations of a cell's training step.
+    """
+    precision = amp_dtype(loop.recipe.train.precision, loop.device)
+    loop.flops = (flops, gemm_rate(loop.device, precision))
+    saver.loop, loop.observe = loop, saver.observe
+    if begin is not None:
+        with fetched(system, begin) as found:
+            loop.restore(load_checkpoint(found, loop.learner, loop.optimizer, loop.schedule))
 
 
 def _node_metrics(run_id: str, tracking: tuple[str, str] | None) -> AbstractContextManager[None]:
@@ -119,8 +153,9 @@ def make_loop(
     device: torch.device,
     rank: int = 0,
     world: int = 1,
+    labelled: LabelledCells | None = None,
 ) -> Loop:
-    """Put a loop together: optimiser, schedule, columns and held-out cells.
+    """Put a loop together: optimiser, schedule, columns, held-out and labelled cells.
 
     Parameters
     ----------
@@ -130,6 +165,8 @@ def make_loop(
         Where the held-out cells lie, and which they are.
     world
         Ranks that share them.
+    labelled
+        What the probe predicts, if there is one.
     """
     optimizer = make_optimizer(learner, recipe.optim)
     return Loop(
@@ -155,6 +192,9 @@ def make_loop(
         report=report,
         device=device,
         rank=rank,
+        probe=None
+        if labelled is None
+        else KnnProbe.of(labelled, learner, device=device, rank=rank, world=world),
     )
 
 

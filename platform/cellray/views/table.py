@@ -35,7 +35,7 @@ NEEDS_BATCHES = frozenset({"neighbours"})
 """Views that ask which batch a cell is of."""
 
 
-def check_views(parts: Sequence[Part], *, has_batches: bool) -> None:
+def check_views(parts: Sequence[Part], *, has_batches: bool, kind: str = "view") -> None:
     """Check a recipe's views, alone and in their order.
 
     Parameters
@@ -44,6 +44,8 @@ def check_views(parts: Sequence[Part], *, has_batches: bool) -> None:
         What the recipe says.
     has_batches
         Whether it names a batch covariate.
+    kind
+        What they are, for messages.
 
     Raises
     ------
@@ -52,14 +54,14 @@ def check_views(parts: Sequence[Part], *, has_batches: bool) -> None:
         it, or one that needs the cells' batches.
     """
     for place, part in enumerate(parts):
-        check_part("view", VIEWS, part)
+        check_part(kind, VIEWS, part)
         if place and part.name in STARTS_FROM_COUNTS:
             raise CellrayError(
-                f"view '{part.name}' starts from the counts and would undo the views before it",
-                f"make {part.name} the first of the views",
+                f"{kind} '{part.name}' starts from the counts and would undo the views before it",
+                f"make {part.name} the first of the {kind}s",
             )
         if part.name in NEEDS_BATCHES and not has_batches:
             raise CellrayError(
-                f"view '{part.name}' looks for cells of another batch, and no batches are named",
+                f"{kind} '{part.name}' looks for cells of another batch, and no batches are named",
                 "set data.batch_key to an obs column: a donor, a study",
             )

@@ -113,7 +113,7 @@ def test_what_holds_no_sets_is_refused(tmp_path, name, text, words):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("bad.gmt", b"\xff\xfe\x00"), ("cut.gmt.gz", gzip.compress(GMT.encode())[:-12])],
+    [("bad.gmt", b"\xff\xfe\x00"), ("cut.gmt.gz", gzip.compress(GMT.encode(), mtime=0)[:-12])],
 )
 def test_damaged_files_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

@@ -23,6 +23,18 @@ def test_changes_reach_nested_keys_and_lists():
     assert recipe.encoder.settings == {"widths": [8, 4]}
 
 
+def test_validation_views_change_like_views_and_are_the_same_unless_told():
+    recipe = Recipe.of({})
+    assert recipe.validation_views is None
+    assert recipe.all_views == recipe.views
+    changed = recipe.with_(["validation_views=[{name: random_mask, fraction: 0.1}]"])
+    changed = changed.with_(["validation_views.0.fraction=0.3"])
+    assert changed.validation_views[0].settings == {"fraction": 0.3}
+    assert changed.all_views == (*recipe.views, *changed.validation_views)
+    assert changed.flat()["validation_views.0.fraction"] == "0.3"
+    assert Recipe.of({"probe": {"label": "a"}, "train": {"best": "knn_macro_f1"}}).train.best
+
+
 def test_flat_names_every_leaf_once():
     flat = Recipe.of({"views": [{"name": "random_mask", "fraction": 0.3}]}).flat()
     assert flat["views.0.fraction"] == "0.3"
@@ -42,6 +54,13 @@ def test_flat_names_every_leaf_once():
         ({"data": {"weights": "a", "balance": "b"}}, "data.weights and data.balance exclude"),
         ({"data": {"stratify": "a", "slab_batches": 1}}, "set data.slab_batches to 4 or more"),
         ({"train": {"num_workers": 3}}, "multiple of 3"),
+        ({"train": {"best": "loss"}}, "'train.best'"),
+        ({"train": {"best": "knn_macro_f1"}}, "set probe.label to an obs column"),
+        ({"probe": {"atlas": "a.zarr"}}, "probe.atlas is set, and no label"),
+        ({"probe": {"split_by": "donor"}}, "probe.split_by is set, and no label"),
+        ({"probe": {"label": "a", "split_by": "b"}}, "splits the cells of probe.atlas, which is"),
+        ({"probe": {"label": "a", "every": 0}}, "'probe.every'"),
+        ({"probe": {"lable": "a"}}, "did you mean 'probe.label'?"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(values, words):

@@ -92,6 +92,32 @@ def test_forward_is_exact_for_any_order_of_cells():
     torch.testing.assert_close(made(x[back], x[back].sum(1), cells[back], 0)["loss"], one)
 
 
+def masked(fraction, **values):
+    return learner(views=[{"name": "random_mask", "fraction": fraction}], **values)
+
+
+def loss(made, x):
+    return made(x, x.sum(1), torch.arange(len(x)), 0)["loss"]
+
+
+def test_validation_losses_compare_under_the_same_validation_views():
+    x, shared = counts(), {"validation_views": [{"name": "random_mask", "fraction": 0.4}]}
+    one, two = masked(0.2, **shared).eval(), masked(0.7, **shared).eval()
+    assert torch.equal(loss(one, x), loss(two, x))
+    assert torch.equal(loss(one, x), loss(masked(0.4).eval(), x))
+    assert not torch.equal(loss(masked(0.2).eval(), x), loss(masked(0.7).eval(), x))
+
+
+def test_training_and_monitors_keep_the_views_of_training():
+    x, plain = counts(), {"name": "mlp", "widths": [16], "dim": 8, "dropout": 0}
+    shared = {"validation_views": [{"name": "random_mask", "fraction": 0.9}], "encoder": plain}
+    one, two = masked(0.2, encoder=plain), masked(0.2, **shared)
+    assert torch.equal(loss(one.train(), x), loss(two.train(), x))
+    pairs = [made.eval().embed_pair(x, x.sum(1), torch.arange(len(x))) for made in (one, two)]
+    assert torch.equal(pairs[0][1], pairs[1][1])
+    assert not torch.equal(loss(one, x), loss(two, x))
+
+
 def test_embed_has_no_dropout_and_leaves_the_mode():
     made, x = learner(), counts()
     made.train()
@@ -143,6 +169,22 @@ def test_masked_prediction_of_unseen_cells_beats_the_genes_means():
         ({"objective": {"name": "simclr", "temperature": 0}}, "temperature"),
         ({"objective": {"name": "simclr", "widths": []}}, "widths"),
         ({"views": []}, "objective 'masked' needs a view that hides genes; add views"),
+        (
+            {"validation_views": []},
+            "objective 'masked' needs a validation view that hides genes; add validation_views",
+        ),
+        (
+            {"validation_views": [{"name": "random_masks"}]},
+            "unknown validation view 'random_masks'",
+        ),
+        (
+            {"validation_views": [{"name": "random_mask", "fraction": 1.0}]},
+            "--set validation_views.NUMBER.KEY=VALUE",
+        ),
+        (
+            {"validation_views": [], "objective": {"name": "simclr"}},
+            "equal without a validation view that changes it",
+        ),
         ({"views": [], "objective": {"name": "simclr"}}, "compares 2 views"),
         (
             {

@@ -4,7 +4,8 @@ import pytest
 
 from cellray.core.errors import CellrayError
 from cellray.track import models
-from cellray.track.catalogue import list_models, promote, show_model
+from cellray.track.catalogue import list_models, show_model
+from cellray.track.promotion import promote
 from cellray.track.store import client
 
 
@@ -21,7 +22,7 @@ def test_empty_registry_lists_nothing(store):
 
 
 def test_list_is_by_name(registry):
-    promote("pbmc", version=1)
+    promote("pbmc", source="1")
     rows = list_models()
     assert [{k: v for k, v in row.items() if k != "updated"} for row in rows] == [
         {"name": "lung", "versions": 1, "latest": 1, "aliases": {}},
@@ -32,8 +33,8 @@ def test_list_is_by_name(registry):
 
 
 def test_show_gives_the_newest_first(registry):
-    promote("pbmc", version=1)
-    promote("pbmc", version=1, to="best")
+    promote("pbmc", source="1")
+    promote("pbmc", source="1", to="best")
     shown = show_model("pbmc")
     assert shown["name"] == "pbmc"
     versions = shown["versions"]
@@ -46,50 +47,21 @@ def test_show_gives_the_newest_first(registry):
     assert versions[0]["tags"]["objective"] == "masked"
 
 
+def test_show_survives_a_model_that_was_deleted_under_its_version(registry):
+    deleted = client().get_model_version("pbmc", "1")
+    client().delete_logged_model(deleted.tags["model_id"])
+    assert [v["metrics"] for v in show_model("pbmc")["versions"]] == [{"loss": 0.3}, {}]
+
+
 def test_more_than_nine_versions_sort_by_number(learner, run_id):
     client().create_registered_model("many")
     for _ in range(11):
         client().create_model_version("many", "file:///nowhere", run_id)
     assert [v["version"] for v in show_model("many")["versions"]] == list(range(11, 0, -1))
     with pytest.raises(CellrayError, match="it has 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"):
-        promote("many", version=12)
+        promote("many", source="12")
 
 
 def test_unknown_model_names_those_that_exist(registry):
     with pytest.raises(CellrayError, match="no registered model 'liver'; choose from: lung, pbmc"):
         show_model("liver")
-
-
-def test_promote_moves_the_alias(registry):
-    assert promote("pbmc", version=1) == {
-        "name": "pbmc",
-        "alias": "champion",
-        "old": None,
-        "new": 1,
-    }
-    assert promote("pbmc", version=2)["old"] == 1
-    assert models.resolve("models:/pbmc@champion").version == 2
-
-
-def test_promote_from_an_alias(registry):
-    promote("pbmc", version=2, to="challenger")
-    assert promote("pbmc", from_alias="challenger")["new"] == 2
-    assert list_models()[1]["aliases"] == {"challenger": 2, "champion": 2}
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({}, "not clear"),
-        ({"version": 1, "from_alias": "x"}, "not clear"),
-        ({"version": 9}, "no version '9'; it has 1, 2"),
-        ({"from_alias": "x"}, "no alias 'x'; there are none"),
-        ({"version": 1, "to": "v2"}, "'v2' cannot be an alias"),
-        ({"version": 1, "to": "latest"}, "'latest' cannot be an alias"),
-        ({"version": 1, "to": "a/b"}, "'a/b' cannot be an alias"),
-    ],
-)
-def test_promotion_that_makes_no_sense_changes_nothing(registry, settings, words):
-    with pytest.raises(CellrayError, match=words):
-        promote("pbmc", **settings)
-    assert list_models()[1]["aliases"] == {}

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.learn.learner import Learner
-from cellray.track import catalogue, models
+from cellray.track import catalogue, models, promotion
 from cellray.track.folder import file_digest
 from cellray.track.store import client, experiment_id
 
@@ -97,7 +97,7 @@ def test_what_comes_back_is_what_went_in(objective, run_id):
 def test_every_form_of_uri_finds_its_version(learner, run_id):
     for _ in range(2):
         register(learner, run_id)
-    catalogue.promote("pbmc-mae", version=1)
+    promotion.promote("pbmc-mae", source="1")
     found = {
         uri: models.resolve(uri).uri
         for uri in (
@@ -134,7 +134,7 @@ def test_every_form_of_uri_finds_its_version(learner, run_id):
 def test_what_is_not_there_is_named(learner, run_id, uri, what, mend):
     for _ in range(2):
         register(learner, run_id)
-    catalogue.promote("pbmc-mae", version=2)
+    promotion.promote("pbmc-mae", source="2")
     with pytest.raises(CellrayError) as error:
         models.resolve(uri)
     assert what in error.value.what

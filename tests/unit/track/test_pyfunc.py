@@ -7,7 +7,7 @@ from anndata import AnnData, read_h5ad
 from scipy.sparse import csc_matrix, csr_array, csr_matrix
 
 from cellray.core.errors import CellrayError
-from cellray.track import catalogue, models
+from cellray.track import models, promotion
 from cellray.track.folder import save_model
 from cellray.track.pyfunc import _load_pyfunc
 from cellray.track.store import tracking_uri
@@ -46,7 +46,7 @@ def adata(learner, counts):
 
 def test_mlflow_loads_it_and_predicts(learner, run_id, adata, expected, monkeypatch):
     models.register(learner, run_id=run_id, name="m", facts={}, metrics={})
-    catalogue.promote("m", version=1)
+    promotion.promote("m", source="1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri())
     for uri in ("models:/m/1", "models:/m@champion"):
         loaded = mlflow.pyfunc.load_model(uri)

@@ -12,11 +12,12 @@ import torch.multiprocessing as mp
 from pyarrow.fs import LocalFileSystem
 
 from cellray.core.recipe import Recipe
-from cellray.core.sections import Train
+from cellray.core.sections import MODES, Train
 from cellray.learn.learner import Learner
 from cellray.learn.optim import make_optimizer, make_schedule
 from cellray.train.checkpoint import (
     State,
+    Stored,
     begin_checkpoint,
     best_of,
     fetched,
@@ -161,7 +162,7 @@ def found(folder):
 def test_whole_checkpoints_are_found_in_order_and_the_best_is_chosen(stored):
     assert [one.step for one in found(stored)] == [1, 2, 3]
     best = best_of(found(stored))
-    assert (best.step, best.losses) == (2, {"validation_loss": 0.4, "train_loss": 1.4})
+    assert (best.step, best.scores) == (2, {"validation_loss": 0.4, "train_loss": 1.4})
     with fetched(LocalFileSystem(), best.path) as folder:
         assert json.loads((folder / "state.json").read_text())["state"]["step"] == 2
     assert found(stored / "absent") == []
@@ -195,8 +196,8 @@ def test_without_validation_the_last_checkpoint_is_the_best(tmp_path):
 
 
 def test_the_best_and_the_last_are_kept(stored):
-    prune(LocalFileSystem(), found(stored), 1)
-    assert [one.step for one in found(stored)] == [2, 3]
+    left = prune(LocalFileSystem(), found(stored), 1)
+    assert [one.step for one in left] == [one.step for one in found(stored)] == [2, 3]
     prune(LocalFileSystem(), found(stored), 2)
     assert [one.step for one in found(stored)] == [2, 3]
 
@@ -207,3 +208,53 @@ def test_a_validation_loss_that_is_no_number_is_not_the_best(stored):
     document["records"][-1]["validation_loss"] = float("nan")
     state.write_text(json.dumps(document))
     assert best_of(found(stored)).step == 2
+
+
+def scored(*scores):
+    """Checkpoints of steps 1, 2, … with a falling loss, and those F1 that are not None."""
+    loss = {"train_loss": 1.0}
+    return [
+        Stored(
+            f"checkpoint_{step}",
+            State(step),
+            [loss | {"validation_loss": 1 / step} | ({} if f1 is None else {"knn_macro_f1": f1})],
+            {},
+        )
+        for step, f1 in enumerate(scores, start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "step"),
+    [
+        ((0.2, 0.9, 0.4), 2),
+        ((0.9, 0.4, 0.9), 3),  # of equal ones the later
+        ((0.1, None, None), 1),  # an epoch without a score is none's better
+        ((None, None, None), 3),
+        ((0.1, float("nan"), 0.05), 1),
+        ((0.0, None, None), 1),
+    ],
+)
+def test_the_highest_f1_chooses_where_it_is_asked_to(scores, step):
+    checkpoints = scored(*scores)
+    assert best_of(checkpoints, "knn_macro_f1").step == step
+    assert best_of(checkpoints).step == 3
+
+
+def test_a_score_says_whether_less_or_more_is_better():
+    assert MODES == {"validation_loss": "min", "knn_macro_f1": "max"}
+    assert scored(0.5)[0].scores == {
+        "validation_loss": 1.0,
+        "knn_macro_f1": 0.5,
+        "train_loss": 1.0,
+    }
+
+
+def test_those_of_the_highest_f1_are_kept(stored):
+    for step, f1 in ((1, 0.8), (2, 0.1), (3, 0.5)):
+        state = stored / "a" / f"checkpoint_{step}" / "state.json"
+        document = json.loads(state.read_text())
+        document["records"][-1]["knn_macro_f1"] = f1
+        state.write_text(json.dumps(document))
+    prune(LocalFileSystem(), found(stored), 1, "knn_macro_f1")
+    assert [one.step for one in found(stored)] == [1, 3]

@@ -55,6 +55,15 @@ def test_sets_are_matched_by_either_name_and_their_share_is_recorded(atlas, tmp_
     assert len(setup.learner(recipe(view)).views) == 1
 
 
+def test_sets_of_validation_views_are_matched_too(atlas, tmp_path):
+    path = write(tmp_path, "A\t\tSYM1\tSYM2\nB\t\tSYM7\n")
+    view = {"name": "programme_mask", "gene_sets": path}
+    changed = recipe({"name": "random_mask"}).with_([f"validation_views=[{view}]"])
+    setup = prepare(changed, atlas)
+    assert [len(columns) for columns in setup.sets[path].columns] == [2, 1]
+    assert len(setup.learner(changed).validation_views) == 1
+
+
 def test_sets_are_cut_to_the_models_genes(atlas, tmp_path):
     path = write(tmp_path, "A\t\t" + "\t".join(f"SYM{i}" for i in range(40)) + "\nB\t\tSYM1\n")
     view = {"name": "random_mask"}, {"name": "gp_to_gp", "gene_sets": path}

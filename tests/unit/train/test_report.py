@@ -14,7 +14,8 @@ from cellray.core.recipe import Recipe
 from cellray.track import runs
 from cellray.track.store import client, tracking_uri
 from cellray.train.exact import planned
-from cellray.train.report import COLLAPSED, RunCallback
+from cellray.train.ledger import COLLAPSED, Ledger
+from cellray.train.report import RunCallback
 
 GOOD = {"step": 1.0, "embedding_std": 0.8, "effective_rank": 12.0}
 FLAT = {"step": 2.0, "embedding_std": 0.8, "effective_rank": 1.1}
@@ -28,17 +29,19 @@ def made(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with runs.run(experiment="test", run_name="r", params={}, tags={}) as run_id:
         told = []
-        callback = RunCallback(
-            Recipe(),
-            None,
-            SimpleNamespace(choice=SimpleNamespace(plan=PLAN, selection=SELECTION)),
+        setup = SimpleNamespace(choice=SimpleNamespace(plan=PLAN, selection=SELECTION))
+        ledger = Ledger(
+            setup,
             outbox=(run_id, tmp_path / "outbox.jsonl", tracking_uri()),
             logged=0,
             tell=told.append,
             step=0,
         )
-        yield SimpleNamespace(callback=callback, run_id=run_id, told=told, outbox=callback.outbox)
-        callback.outbox.close(60)
+        callback = RunCallback(Recipe(), None, setup, ledger, step=0)
+        yield SimpleNamespace(
+            callback=callback, ledger=ledger, run_id=run_id, told=told, outbox=ledger.outbox
+        )
+        ledger.outbox.close(60)
 
 
 def report(made, *records, **facts):
@@ -90,7 +93,7 @@ def test_what_a_user_must_mend_is_not_tried_again(made):
 
 
 def test_what_mlflow_holds_already_is_not_sent_again(made):
-    made.callback._logged = 2
+    made.ledger._logged = 2
     report(made, *({"step": float(step), "train_loss": 1.0} for step in (1, 2, 3)))
     made.outbox.close(60)
     history = client().get_metric_history(made.run_id, "train_loss")

@@ -1,0 +1,266 @@
+"""Moving an alias to another version, if it is better where both were evaluated."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from cellray.core.errors import CellrayError, suggest
+from cellray.track.catalogue import aliases_of, find_model, find_version, tied_metrics
+from cellray.track.store import client, store_errors
+
+LOWER = frozenset({"loss", "error", "mse", "rmse", "mae", "nll", "perplexity", "distance"})
+"""Last words of the metrics of which less is better; of all others more is."""
+
+OPTIONS = {"task": "--task", "label": "--label", "split_by": "--split-by", "splits": "--seeds"}
+"""Options of ``cellray evaluate`` by the part of the protocol that they set."""
+
+DEFAULTS = {"task": "annotation", "splits": "5", "seed": "0", "max_cells": "50000"}
+"""The protocol of a ``cellray evaluate`` without options."""
+
+Protocol = tuple[str, str, tuple[tuple[str, str], ...]]
+"""Task, digest of the atlas, and the parameters: what makes two evaluations the same."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `cellray.track.models.log_evaluation` logged of a version.
+
+    Attributes
+    ----------
+    task, params
+        What was evaluated, and how.
+    dataset, digest, url
+        The atlas: its name, what MLflow keeps of its digest, and where it is.
+    metrics
+        Values by name.
+    run_id
+        The run that holds it.
+    started
+        In milliseconds since 1970.
+    """
+
+    task: str
+    params: Mapping[str, str]
+    dataset: str
+    digest: str
+    url: str
+    metrics: Mapping[str, float]
+    run_id: str
+    started: int
+
+    @property
+    def protocol(self) -> Protocol:
+        """What another evaluation must share to be comparable."""
+        return self.task, self.digest, tuple(sorted(self.params.items()))
+
+
+@store_errors()
+def promote(
+    name: str, *, source: str, to: str = "champion", if_better: str | None = None
+) -> dict[str, Any]:
+    """Point an alias at a version, if need be only when that is better.
+
+    Better means strictly better in every evaluation that both versions have: same task, same
+    atlas by its digest, same parameters (label, splits, seed and the like). Of several alike, the
+    newest counts. More is better, but for the metrics whose name ends in a word of `LOWER`, such
+    as ``validation_loss``.
+
+    The aliases are read again before the one is set. MLflow sets it without conditions: of two
+    promotions in the same instant, the later holds.
+
+    Parameters
+    ----------
+    name
+        The registered model.
+    source
+        Which version: its number, or an alias that it has.
+    to
+        The alias to set; no number, as that is a version's name.
+    if_better
+        A metric of ``cellray evaluate``, such as ``model/knn/macro_f1``. Baselines' scores
+        and spreads (``_std``) are none. Nothing is compared while no version has the alias.
+
+    Returns
+    -------
+    dict
+        ``name``, ``alias``, ``old`` (version or None), ``new``, ``metric`` (`if_better`) and
+        ``compared``: a dict for each evaluation, with ``task``, ``params``, ``dataset``,
+        ``digest``, ``url``, the metric's ``old`` and ``new`` value, and the runs ``old_run`` and
+        ``new_run``. Where old and new are the same version, nothing was done.
+
+    Raises
+    ------
+    CellrayError
+        No such model, version, alias or metric (those that exist are named), an alias that
+        cannot be; a version that is not better, with both numbers, or was not evaluated as the
+        other was, with the command that does so. The alias is then where it was.
+    """
+    if _is_number(to):
+        raise _bad_alias(to)
+    api = client()
+    aliases = aliases_of(find_model(api, name))
+    found = find_version(api, f"models:/{name}{'/' if _is_number(source) else '@'}{source}")
+    old, new = aliases.get(to), int(found.version)
+    compared: list[dict[str, Any]] = []
+    done = {"name": name, "alias": to, "old": old, "new": new, "metric": if_better}
+    if old == new:
+        return done | {"compared": compared}
+    if if_better is not None and old is not None:
+        holder = find_version(api, f"models:/{name}/{old}")
+        compared = _compare(api, holder, found, if_better)
+    now = aliases_of(find_model(api, name))
+    for alias in (source, to):
+        if now.get(alias) != aliases.get(alias):
+            raise CellrayError(
+                f"models:/{name}@{alias} was moved by another while this was decided",
+                "see 'cellray models list', and promote again",
+            )
+    try:
+        api.set_registered_model_alias(name, to, found.version)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        raise _bad_alias(to) from error
+    return done | {"compared": compared}
+
+
+def lower_is_better(metric: str) -> bool:
+    """Say whether a metric's name ends in a word of `LOWER`."""
+    return re.split(r"[^a-z]", metric.lower())[-1] in LOWER
+
+
+def apart(one: float, other: float) -> tuple[str, str]:
+    """Write two numbers with four significant digits, or with as many as tell them apart."""
+    for digits in range(4, 18):
+        texts = f"{one:#.{digits}g}", f"{other:#.{digits}g}"
+        if texts[0] != texts[1]:
+            return texts
+    return f"{one:#.4g}", f"{other:#.4g}"
+
+
+def setting(task: str, url: str, params: Mapping[str, str]) -> str:
+    """Say in a few words what was evaluated, on which atlas, and how."""
+    how = ", ".join(f"{name}={value}" for name, value in sorted(params.items()))
+    return f"{task} of {url}" + (f" ({how})" if how else "")
+
+
+def _compare(
+    api: MlflowClient, holder: ModelVersion, candidate: ModelVersion, metric: str
+) -> list[dict[str, Any]]:
+    """Compare a version with the alias's wherever both were evaluated; raise unless better."""
+    old, new = (f"models:/{version.name}/{version.version}" for version in (holder, candidate))
+    evaluations = [_evaluations(api, version) for version in (holder, candidate)]
+    known = {name for of in evaluations for one in of for name in one.metrics}
+    if not any(evaluations):
+        raise CellrayError(
+            f"neither {new} nor {old} was evaluated",
+            f"run 'cellray evaluate {new} --atlas URL --label COLUMN', and the same for {old}",
+        )
+    if metric not in known:
+        raise CellrayError(
+            f"'{metric}' is no metric by which {new} and {old} can be compared",
+            suggest(metric, known),
+        )
+    olds, news = ({one.protocol: one for one in of if metric in one.metrics} for of in evaluations)
+    both = sorted(olds.keys() & news.keys(), key=lambda protocol: (news[protocol].url, protocol))
+    if not both:
+        lacking, has, given = (new, old, olds) if olds else (old, new, news)
+        newest = max(given.values(), key=lambda one: one.started)
+        raise CellrayError(
+            f"{lacking} was not evaluated as {has} was: "
+            + setting(newest.task, newest.url, newest.params),
+            _how(newest, lacking),
+        )
+    compared = []
+    for protocol in both:
+        before, after = olds[protocol], news[protocol]
+        was, value = before.metrics[metric], after.metrics[metric]
+        if not (value < was if lower_is_better(metric) else value > was):
+            texts = apart(value, was)
+            raise CellrayError(
+                f"{new} is not better than {old}: {metric} is {texts[0]}, and {texts[1]} for "
+                f"{old}, in {setting(after.task, after.url, after.params)}",
+                "promote a version that is better, or this one without --if-better",
+            )
+        compared.append(
+            {
+                "task": after.task,
+                "params": dict(after.params),
+                "dataset": after.dataset,
+                "digest": after.digest,
+                "url": after.url,
+                "old": was,
+                "new": value,
+                "old_run": before.run_id,
+                "new_run": after.run_id,
+            }
+        )
+    return compared
+
+
+def _evaluations(api: MlflowClient, version: ModelVersion) -> list[Evaluation]:
+    """List a version's finished evaluations, the oldest first."""
+    found = []
+    for run_id in {metric.run_id for metric in tied_metrics(api, version) if metric.run_id}:
+        run = api.get_run(run_id)
+        task, atlases = run.data.tags.get("task"), _atlases(run)
+        finished = run.info.lifecycle_stage == "active" and run.info.status == "FINISHED"
+        if not finished or task is None or len(atlases) != 1:
+            continue
+        data = atlases[0]
+        found.append(
+            Evaluation(
+                task=task,
+                params=run.data.params,
+                dataset=data.name,
+                digest=data.digest,
+                url=json.loads(data.source)["uri"],
+                metrics={k: v for k, v in run.data.metrics.items() if _says_worth(k)},
+                run_id=run_id,
+                started=run.info.start_time,
+            )
+        )
+    return sorted(found, key=lambda one: one.started)
+
+
+def _atlases(run: Run) -> list[Dataset]:
+    given = run.inputs.dataset_inputs if run.inputs else []
+    return [one.dataset for one in given if one.dataset.source_type == "atlas"]
+
+
+def _says_worth(metric: str) -> bool:
+    """Leave out spreads, and of METHOD/CLASSIFIER/METRIC the methods that are baselines."""
+    baseline = metric.count("/") == 2 and not metric.startswith("model/")
+    return not baseline and not metric.endswith("_std")
+
+
+def _how(evaluation: Evaluation, uri: str) -> str:
+    """Say how to evaluate another version in the same way."""
+    asked = {"task": evaluation.task, **evaluation.params}
+    other = {name: value for name, value in asked.items() if DEFAULTS.get(name) != value}
+    words = ["cellray", "evaluate", uri, "--atlas", evaluation.url]
+    for name, option in OPTIONS.items():
+        words += [option, other.pop(name)] if name in other else []
+    rest = ", ".join(f"{name}={value}" for name, value in other.items())
+    return f"run '{shlex.join(words)}'" + (
+        f" by cellray.evaluate in Python, with {rest}" if rest else ""
+    )
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit()
+
+
+def _bad_alias(alias: str) -> CellrayError:
+    return CellrayError(
+        f"'{alias}' cannot be an alias",
+        "take letters, digits, '-' and '_'; no number, not 'latest' or 'v1'",
+    )

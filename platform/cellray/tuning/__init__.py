@@ -1,0 +1,1 @@
+"""Sweeps: which recipe to train, by Ray Tune and Optuna."""

@@ -1,0 +1,207 @@
+"""What a sweep was launched with, kept in its run, so that it can be resumed from its id."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from mlflow.exceptions import MlflowException
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+
+from cellray.atlas.store import Atlas
+from cellray.core.errors import CellrayError
+from cellray.core.settings import set_key
+from cellray.track import runs
+from cellray.track.store import client, store_errors
+from cellray.train.launch import DRIVER, alive, open_unchanged
+from cellray.tuning.search import EARLIER
+from cellray.tuning.settings import Sweep
+from cellray.tuning.space import searched
+from cellray.tuning.trial import SWEEP
+
+FILE = "sweep.json"
+ORPHAN_SECONDS = 60
+"""How long the processes of a killed driver may take to end."""
+
+
+@dataclass(frozen=True)
+class SweepLaunch:
+    """What a sweep searches, and where.
+
+    Attributes
+    ----------
+    settings
+        The sweep file, as `Sweep.of` reads it.
+    atlas, atlas_digest
+        The atlas's URL, and its state.
+    name, storage, experiment
+        As of `cellray.pretrain`.
+    study
+        SQLAlchemy URL of Optuna's storage; the study is called as the sweep's run.
+    """
+
+    settings: dict[str, Any]
+    atlas: str
+    atlas_digest: str
+    name: str
+    storage: str
+    experiment: str
+    study: str
+
+    def sweep(self) -> Sweep:
+        """Give the sweep, checked anew."""
+        return Sweep.of(self.settings)
+
+    def open_atlas(self, run_id: str) -> Atlas:
+        """Open the atlas, which must be as it was when the sweep began."""
+        return open_unchanged(self.atlas, self.atlas_digest, run_id)
+
+    def changed(self, changes: Mapping[str, Any]) -> "SweepLaunch":
+        """Give the launch with changes of budget and concurrency."""
+        settings = {**self.settings, "budget": dict(self.settings["budget"])}
+        for key, value in changes.items():
+            set_key(settings, key, value)
+        return replace(self, settings=settings)
+
+    def store(self, run_id: str) -> None:
+        """Store it as an artifact of the run."""
+        runs.log_document(run_id, FILE, asdict(self))
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A sweep that another one begins with."""
+
+    run_id: str
+    launch: SweepLaunch
+
+    def trials(self, wanted: Sweep) -> list[FrozenTrial]:
+        """Give its trials that succeeded, with the parameters that the new sweep searches too.
+
+        Raises
+        ------
+        CellrayError
+            It has another metric, or no parameter in common.
+        """
+        its, keys = self.launch.sweep(), searched(wanted.space)
+        if its.metrics != wanted.metrics:
+            raise CellrayError(
+                f"sweep {self.run_id} searched for {' and '.join(its.metrics)}, and this one for "
+                f"{' and '.join(wanted.metrics)}",
+                "warm-start from a sweep of the same metric",
+            )
+        if not keys.keys() & searched(its.space).keys():
+            raise CellrayError(
+                f"sweep {self.run_id} and this one have no parameter in common",
+                "leave the warm start out",
+            )
+        study = load_study(self.launch.study, self.run_id)
+        done = study.get_trials(states=[TrialState.COMPLETE])
+        return [_known(one, set(keys)) for one in done if keys.keys() & one.params.keys()]
+
+
+def _known(trial: FrozenTrial, keys: set[str]) -> FrozenTrial:
+    """Leave out the parameters that a new sweep does not search."""
+    kept = [key for key in trial.params if key in keys]
+    return optuna.trial.create_trial(
+        params={key: trial.params[key] for key in kept},
+        distributions={key: trial.distributions[key] for key in kept},
+        values=trial.values,
+        user_attrs={**trial.user_attrs, EARLIER: True},
+    )
+
+
+@store_errors()
+def find_sweep(run_id: str) -> SweepLaunch:
+    """Read what a sweep was launched with.
+
+    Raises
+    ------
+    CellrayError
+        No such run, or one that is no sweep.
+    """
+    try:
+        client().get_run(run_id)
+        document = runs.read_document(run_id, FILE)
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+        raise CellrayError(
+            f"no sweep {run_id} in this tracking store",
+            "take the id that 'cellray sweep' printed; 'cellray ui' shows all runs",
+        ) from error
+    if document is None:
+        raise CellrayError(
+            f"run {run_id} has no {FILE}: it is no sweep", "give the id of a sweep, not of a trial"
+        )
+    return SweepLaunch(**document)
+
+
+@store_errors()
+def settle(run_id: str) -> str:
+    """Make sure that neither a sweep's driver nor any of its trials is still at work here.
+
+    What a killed driver leaves ends within seconds; that is waited for.
+
+    Returns
+    -------
+    str
+        The status of the sweep's run.
+
+    Raises
+    ------
+    CellrayError
+        The sweep is going on.
+    """
+    api = client()
+    sweep = api.get_run(run_id)
+    if sweep.info.status == "RUNNING" and alive(sweep.data.tags.get(DRIVER, "")):
+        raise CellrayError(
+            f"sweep {run_id} is still going on in this machine's process "
+            f"{sweep.data.tags[DRIVER].split()[1]}",
+            "wait for it, or end that process first",
+        )
+    words = f"tags.`{SWEEP}` = '{run_id}' and attributes.status = 'RUNNING'"
+    trials = api.search_runs([sweep.info.experiment_id], words)
+    until = time.monotonic() + ORPHAN_SECONDS
+    for trial in trials:
+        while alive(trial.data.tags.get(DRIVER, "")):
+            if time.monotonic() > until:
+                raise CellrayError(
+                    f"trial {trial.info.run_id} of sweep {run_id} is still at work in this "
+                    f"machine's process {trial.data.tags[DRIVER].split()[1]}",
+                    "end that process first",
+                )
+            time.sleep(0.2)
+    status: str = sweep.info.status
+    return status
+
+
+@store_errors()
+def close_trials(run_id: str) -> None:
+    """End the runs of trials whose processes were ended before they could."""
+    experiment = client().get_run(run_id).info.experiment_id
+    words = f"tags.`{SWEEP}` = '{run_id}' and attributes.status = 'RUNNING'"
+    for trial in client().search_runs([experiment], words):
+        runs.finish_run(trial.info.run_id, "KILLED")
+
+
+def load_study(url: str, name: str) -> optuna.Study:
+    """Open a study that is there.
+
+    Raises
+    ------
+    CellrayError
+        It is not.
+    """
+    where = make_url(url)
+    if where.drivername == "sqlite" and not Path(str(where.database)).is_file():
+        raise CellrayError(
+            f"the study of sweep {name} is not here: no file {where.database}",
+            "mount the storage that the sweep was given, or work in the folder that it was "
+            "started from",
+        )
+    return optuna.load_study(study_name=name, storage=url)

@@ -1,0 +1,183 @@
+"""Optuna's study of a sweep, and Ray Tune's searcher and scheduler that stand on it.
+
+The study is the one record of which trials there are: what is killed goes on from it. Ray's
+`OptunaSearch` keeps the way from Tune's trials to Optuna's in memory, and tells a pruned trial as
+a complete one; both are mended here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from cellray.tuning.settings import Search, Sweep
+from cellray.tuning.space import draw
+
+TENTHS = 10
+"""Places on a trial's way at which it may be pruned."""
+REDUCTION = 3
+"""Of successive halving: one trial in so many goes on, from 1/10, 3/10 and 9/10 of its epochs."""
+CELLS, SECONDS, RUN, FAILED = "cells", "seconds", "run_id", "failed"
+"""User attributes: of a study and a trial what it has cost; of a trial its run, and its error."""
+EARLIER = "earlier"
+"""User attribute of a trial that an earlier sweep has made."""
+
+SAMPLERS: Mapping[str, Callable[[Search], BaseSampler]] = {
+    "tpe": lambda s: TPESampler(seed=s.seed, n_startup_trials=s.startup, multivariate=False),
+    "gp": lambda s: GPSampler(
+        seed=s.seed, n_startup_trials=s.startup, warn_independent_sampling=False
+    ),
+    "cmaes": lambda s: CmaEsSampler(
+        seed=s.seed, n_startup_trials=s.startup, warn_independent_sampling=False
+    ),
+    "random": lambda s: RandomSampler(seed=s.seed),
+    "nsga2": lambda s: NSGAIISampler(seed=s.seed, population_size=max(2, s.startup)),
+}
+PRUNERS: Mapping[str, Callable[[Search], BasePruner]] = {
+    "asha": lambda s: SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
+    "median": lambda s: MedianPruner(n_startup_trials=s.startup, n_warmup_steps=1),
+    "none": lambda s: NopPruner(),
+}
+
+
+def open_study(sweep: Sweep, name: str, url: str) -> optuna.Study:
+    """Open a sweep's study, made when it is not there.
+
+    Parameters
+    ----------
+    sweep
+        What it searches, and how.
+    name
+        The sweep's id.
+    url
+        SQLAlchemy URL of the storage.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        storage=RDBStorage(url),
+        study_name=name,
+        sampler=SAMPLERS[sweep.settings.search.sampler](sweep.settings.search),
+        pruner=PRUNERS[sweep.settings.search.pruner](sweep.settings.search),
+        directions=["minimize" if mode == "min" else "maximize" for mode in sweep.modes],
+        load_if_exists=True,
+    )
+
+
+def own(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Leave out what an earlier sweep has tried."""
+    return [one for one in trials if EARLIER not in one.user_attrs]
+
+
+def ended(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Take the trials that have ended, in whatever way."""
+    return [one for one in trials if one.state.is_finished()]
+
+
+class StudySearch(OptunaSearch):
+    """Hands out a study's trials: those that were under way first, then new ones.
+
+    Parameters
+    ----------
+    sweep, study
+        What is searched.
+    left
+        Says whether there is budget for one more trial.
+    """
+
+    def __init__(self, sweep: Sweep, study: optuna.Study, *, left: Callable[[], bool]) -> None:
+        several = len(sweep.metrics) > 1
+        super().__init__(
+            lambda trial: {"number": trial.number, "values": draw(trial, sweep.space)},
+            metric=list(sweep.metrics) if several else sweep.metrics[0],
+            mode=list(sweep.modes) if several else sweep.modes[0],
+            sampler=study.sampler,
+            study_name=study.study_name,
+            storage=study._storage,
+        )
+        self._left = left
+        self._study = study
+        self._names = list(sweep.metrics)
+        self._waiting = [
+            one._trial_id for one in study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        ]
+
+    def suggest(self, trial_id: str) -> Any:  # noqa: ANN401 - a word, too
+        """Give a trial's number and recipe values; ``FINISHED`` when the budget is spent."""
+        if trial_id not in self._ot_trials:
+            if self._waiting:
+                self._ot_trials[trial_id] = optuna.Trial(self._study, self._waiting.pop(0))
+            elif not self._left():
+                return Searcher.FINISHED
+        return super().suggest(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the study is the record."""
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Leave what is on its way to `Prune`, which is asked first."""
+
+    def on_trial_complete(
+        self,
+        trial_id: str,
+        result: dict[str, Any] | None = None,
+        error: bool = False,  # noqa: FBT001, FBT002 - Ray's
+    ) -> None:
+        """Tell the study how a trial has ended."""
+        if trial_id in self._completed_trials:
+            return
+        self._completed_trials.add(trial_id)
+        trial, result = self._ot_trials[trial_id], result or {}
+        for name in (CELLS, SECONDS, RUN, FAILED):
+            if name in result:
+                trial.set_user_attr(name, result[name])
+        if error or FAILED in result:
+            self._study.tell(trial.number, state=TrialState.FAIL)
+        elif "ended" in result:
+            self._study.tell(trial.number, [result[name] for name in self._names])
+        else:
+            self._study.tell(trial.number, state=TrialState.PRUNED)
+
+
+class Prune(FIFOScheduler):
+    """Asks the study's pruner at every tenth of a trial's own epochs whether it shall go on.
+
+    Trials of different numbers of epochs are compared at the same share of their way, where their
+    learning rates stand at the same place of the schedule; at the same epoch the short ones, whose
+    rates have fallen already, would always look better.
+    """
+
+    def __init__(self, study: optuna.Study) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._study = study
+        self._known = {one.number: one._trial_id for one in study.get_trials(deepcopy=False)}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ANN401 - Ray's signature
+        """Decide, at the first report beyond a tenth."""
+        del tune_controller
+        if "ended" in result or FAILED in result:
+            return TrialScheduler.CONTINUE
+        number = trial.config["number"]
+        if number not in self._known:
+            found = self._study.get_trials(deepcopy=False)
+            self._known = {one.number: one._trial_id for one in found}
+        known = optuna.Trial(self._study, self._known[number])
+        told = self._study._storage.get_trial(self._known[number]).intermediate_values
+        if (tenth := int(result["tenth"])) in told:  # it goes on from a checkpoint
+            return TrialScheduler.CONTINUE
+        known.report(result["value"], tenth)
+        return TrialScheduler.STOP if known.should_prune() else TrialScheduler.CONTINUE

@@ -1,0 +1,113 @@
+"""Ray Tune's part of a sweep: which trials run where, and what Tune must be told."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import optuna
+import ray
+from ray import tune
+
+from cellray.core.errors import CellrayError
+from cellray.track.store import scrub, tracking_uri
+from cellray.tuning.search import Prune, StudySearch
+from cellray.tuning.settings import Sweep
+from cellray.tuning.space import corners
+from cellray.tuning.trial import Job, trainable
+from cellray.tuning.watch import Watch
+
+CONTROLLER_CPUS = 0.01  # of a trial that only waits for its workers
+
+# What Tune reads while it runs: Watch does what its loggers would, and Ctrl-C ends the sweep.
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch: Watch) -> None:
+    """Run a study's trials until the budget is spent.
+
+    Raises
+    ------
+    CellrayError
+        No node has room for one.
+    """
+    settings = wanted.settings
+    resources = _resources(wanted)
+    _check_room(resources)
+    with tempfile.TemporaryDirectory(prefix="cellray-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable(job), resources),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearch(wanted, study, left=watch.may_begin),
+                scheduler=Prune(study),
+                num_samples=-1,  # until the searcher has no more
+                max_concurrent_trials=settings.concurrent,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=run_id,
+                storage_path=scratch,
+                failure_config=tune.FailureConfig(max_failures=settings.retries),
+                callbacks=[watch],
+                verbose=0,
+            ),
+        )
+        with _quiet():
+            tuner.fit()
+
+
+def _resources(wanted: Sweep) -> dict[str, float]:
+    """Say what a trial's process asks of Ray; workers of its own ask for themselves."""
+    train = wanted.recipe(next(corners(wanted.space))).train
+    if train.worlds[-1] > 1:
+        return {"CPU": CONTROLLER_CPUS}
+    settings = wanted.settings
+    gpu = {"GPU": settings.gpus_per_trial} if settings.gpus_per_trial else {}
+    return {"CPU": settings.cpus_per_trial, **gpu, **train.resources_per_worker}
+
+
+def _check_room(resources: Mapping[str, float]) -> None:
+    """Refuse trials that no node has room for: they would wait for ever."""
+    nodes = [
+        node["Resources"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+    if not any(all(node.get(k, 0) >= v for k, v in resources.items()) for node in nodes):
+        words = ", ".join(f"{value:g} {key}" for key, value in resources.items())
+        raise CellrayError(
+            f"no node of this Ray has room for a trial of {words}",
+            "set cpus_per_trial and gpus_per_trial in the sweep file, or join a larger cluster",
+        )
+
+
+def needs_dashboard(wanted: Sweep) -> bool:
+    """Say whether Ray's dashboard is needed: Train asks it to free a stopped trial's workers."""
+    several = wanted.recipe(next(corners(wanted.space))).train.worlds[-1] > 1
+    return several and wanted.settings.search.pruner != "none"
+
+
+def shared_tracking() -> str | None:
+    """Give the tracking store for the trials' processes; one with credentials stays here."""
+    uri = tracking_uri()
+    return uri if uri == scrub(uri) else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Set what Tune reads from the environment, as long as the block runs."""
+    before = {key: os.environ.get(key) for key in QUIET}
+    os.environ.update(QUIET)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key)
+            else:
+                os.environ[key] = value
