@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _VERBS = {
     "Atlas": "cellray.atlas.store",
     "Recipe": "cellray.core.recipe",
+    "Sweep": "cellray.tuning.settings",
     "append": "cellray.atlas.write",
     "embed": "cellray.evaluation.embed",
     "evaluate": "cellray.evaluation.run",
@@ -20,6 +21,8 @@ _VERBS = {
     "pretrain": "cellray.train.run",
     "resolve": "cellray.track.models",
     "resume": "cellray.train.run",
+    "resume_sweep": "cellray.tuning.run",
+    "sweep": "cellray.tuning.run",
 }
 
 __all__ = [*_VERBS, "__version__"]

@@ -78,7 +78,11 @@ class Stage:
         if "cells_per_s" in self.facts:
             return f"{_number(self.facts['cells_per_s'])} cells/s"
         rate = self.rate()
-        return "" if rate is None else f"{_number(rate)} {self.unit}/s"
+        if rate is None:
+            return ""
+        if self.unit == "trials":
+            return f"{_number(rate * 3600)} trials/h"
+        return f"{_number(rate)} {self.unit}/s"
 
     def share(self) -> str:
         """Say how much of it is done; empty when there is nothing to do."""

@@ -85,7 +85,8 @@ def budget(recipe: Recipe, atlas: Atlas, setup: Setup, learner: Learner) -> Budg
     plan, workers = setup.choice.plan, recipe.train.worlds
     found = forecast(atlas, setup.choice, world=workers[-1], matrices=recipe.data.matrices)
     slab = found["memory"]["slab"]
-    held_out = slab * len(setup.validation_cells) // plan.slab
+    labelled = 0 if setup.labelled is None else len(setup.labelled.cells)
+    held_out = slab * (len(setup.validation_cells) + labelled) // plan.slab
     needs = Needs.of(
         recipe,
         learner,

@@ -85,7 +85,9 @@ class Setup:
         """Say what an epoch holds, what it leaves out or repeats, and the notes, for MLflow."""
         plan = self.choice.plan
         words = {"drop": "dropped", "pad": "repeated"}
+        probed = {} if self.labelled is None else {"probe_digest": self.labelled.atlas[1]}
         return {
+            **probed,
             "epoch_cells": str(plan.n_cells),
             f"epoch_cells_{words[plan.tail]}": str(plan.tail_cells),
             **self.notes(),
@@ -95,7 +97,7 @@ class Setup:
 def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
     """Split the cells, choose the genes and make the plan; refuse what cannot be trained."""
     check_recipe(recipe)
-    files = dict.fromkeys(part.settings[SETS] for part in recipe.views if SETS in part.settings)
+    files = dict.fromkeys(part.settings[SETS] for part in recipe.all_views if SETS in part.settings)
     sets_read = {path: read_gene_sets(path) for path in files}
     data = recipe.data
     check_read(data, atlas)

@@ -6,14 +6,14 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from cellray.atlas.storage import check_writable, is_remote
+from cellray.atlas.storage import check_writable
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
 from cellray.feed.session import ray_session
 from cellray.track import models, runs
 from cellray.track.outbox import Outbox
-from cellray.track.store import tracking_uri
+from cellray.track.store import scrub, tracking_uri
 from cellray.train.launch import DRIVER, driver
 from cellray.train.limits import checked_budget
 from cellray.train.run import DELIVERY_SECONDS
@@ -25,6 +25,7 @@ from cellray.tuning.result import SweepRef, best_trial, registered
 from cellray.tuning.search import open_study
 from cellray.tuning.settings import Sweep
 from cellray.tuning.space import corners
+from cellray.tuning.study import StudyFile
 from cellray.tuning.trial import Job
 from cellray.tuning.tuner import needs_dashboard, run_trials, shared_tracking
 from cellray.tuning.watch import Watch, budget_left
@@ -87,7 +88,7 @@ def sweep(
             name,
             where,
             experiment,
-            settings.search.storage or study_file(where, run_id),
+            settings.search.storage or StudyFile.of(where, run_id).url,
         )
         launch.store(run_id)
         study = open_study(wanted, run_id, launch.study)
@@ -135,6 +136,7 @@ def resume_sweep(
     wanted = launch.sweep()
     launch.open_atlas(run_id)
     was = settle(run_id)
+    StudyFile.of(launch.storage, run_id).fetch()
     known = load_study(launch.study, run_id)
     under_way = known.get_trials(deepcopy=False, states=[TrialState.RUNNING])
     if was == "FINISHED" and not under_way and not budget_left(known, wanted.settings.budget):
@@ -146,16 +148,6 @@ def resume_sweep(
         launch.store(run_id)
         study = open_study(wanted, run_id, launch.study)
         return _search(launch, wanted, run_id, study, progress, say)
-
-
-def study_file(storage: str, run_id: str) -> str:
-    """Give the SQLAlchemy URL of a sweep's own study: a file beside its trials' checkpoints."""
-    if is_remote(storage):
-        file = Path.cwd() / ".cellray" / "sweeps" / f"{run_id}.db"
-    else:
-        file = Path(storage) / run_id / "study.db"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{file}"
 
 
 def shown_params(wanted: Sweep) -> dict[str, str]:
@@ -181,6 +173,12 @@ def _check(wanted: Sweep, atlas: Atlas, storage: str) -> None:
             "the metric is knn_macro_f1, and no label is named to predict",
             "give --label COLUMN, or set probe.label in the sweep's recipe",
         )
+    shared = wanted.settings.search.storage
+    if shared is not None and scrub(shared) != shared:
+        raise CellrayError(
+            "search.storage holds a password, which MLflow would show",
+            "leave it out of the URL, and give it by the database's own means, such as PGPASSFILE",
+        )
     checked_budget(first, atlas, setup, storage)
 
 
@@ -194,7 +192,8 @@ def _search(
 ) -> SweepRef:
     """Run trials until the budget is spent, and put the result away."""
     outbox = Outbox(run_id, outbox_file(launch.storage, run_id), uri=tracking_uri())
-    watch = Watch(wanted, study, outbox, progress, say)
+    own = None if wanted.settings.search.storage else StudyFile.of(launch.storage, run_id)
+    watch = Watch(wanted, study, outbox, own, progress, say)
     job = Job(
         wanted,
         run_id,

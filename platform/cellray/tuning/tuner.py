@@ -39,6 +39,7 @@ def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch:
     settings = wanted.settings
     resources = _resources(wanted)
     _check_room(resources)
+    _check_store()
     with tempfile.TemporaryDirectory(prefix="cellray-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(trainable(job), resources),
@@ -83,6 +84,17 @@ def _check_room(resources: Mapping[str, float]) -> None:
         raise CellrayError(
             f"no node of this Ray has room for a trial of {words}",
             "set cpus_per_trial and gpus_per_trial in the sweep file, or join a larger cluster",
+        )
+
+
+def _check_store() -> None:
+    """Refuse trials on nodes that cannot reach MLflow."""
+    nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    uri = tracking_uri()
+    if nodes > 1 and uri.startswith("sqlite"):
+        raise CellrayError(
+            f"trials would run on {nodes} nodes, which do not all reach {uri}",
+            "set MLFLOW_TRACKING_URI to a server",
         )
 
 

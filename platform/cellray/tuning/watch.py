@@ -13,6 +13,7 @@ from cellray.core.types import Progress
 from cellray.track.outbox import Outbox
 from cellray.tuning.search import CELLS, SECONDS, ended, own
 from cellray.tuning.settings import Budget, Sweep
+from cellray.tuning.study import StudyFile
 
 
 class Watch(tune.Callback):
@@ -24,6 +25,8 @@ class Watch(tune.Callback):
         The sweep and its study.
     outbox
         The way to its run.
+    file
+        The study's own file; None where it lies on a server.
     progress, say
         As of `cellray.tuning.run.sweep`.
     """
@@ -33,6 +36,7 @@ class Watch(tune.Callback):
         wanted: Sweep,
         study: optuna.Study,
         outbox: Outbox,
+        file: StudyFile | None,
         progress: Progress | None,
         say: Callable[[str], None],
     ) -> None:
@@ -41,6 +45,7 @@ class Watch(tune.Callback):
         self._metric = wanted.metrics[0]
         self._better: Any = min if wanted.modes[0] == "min" else max
         self._outbox = outbox
+        self._file = file
         self._study = study
         self._progress = progress
         self._say = say
@@ -50,6 +55,17 @@ class Watch(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes down what it was given, to restore it its own way; nothing is, from here."""
         return {}
+
+    def on_trial_start(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        **_: Any,  # noqa: ANN401 - Ray's signature
+    ) -> None:
+        """Keep the point that is tried: its run will bear its number."""
+        del iteration, trials, trial
+        self._keep()
 
     def on_trial_complete(
         self,
@@ -73,6 +89,10 @@ class Watch(tune.Callback):
         del iteration, trials
         self._take(trial.config["number"])
 
+    def _keep(self) -> None:
+        if self._file is not None:
+            self._file.keep()
+
     def _take(self, number: int) -> None:
         now, spent = time.monotonic(), self._study.user_attrs
         known = self._study.get_trials(deepcopy=False)
@@ -87,6 +107,7 @@ class Watch(tune.Callback):
             best = self._better(done, key=lambda trial: trial.values[0])
             record[f"best_{self._metric}"] = best.values[0]
         self._outbox.put([record])
+        self._keep()
         self._say(self._line(one, done))
         self._show()
 

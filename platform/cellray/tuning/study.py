@@ -1,0 +1,79 @@
+"""Where a sweep's own study lies: an SQLite file, with a copy beside checkpoints in a bucket."""
+
+import logging
+import sqlite3
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pyarrow.fs import copy_files
+
+from cellray.atlas.storage import is_remote
+from cellray.train.storage import file_system
+
+FILE = "study.db"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A study on this machine.
+
+    Attributes
+    ----------
+    file
+        Optuna writes to it; a bucket's it could not.
+    folder
+        Where a copy is kept, so that the sweep can be resumed from another machine; None where
+        the file itself lies beside the checkpoints.
+    """
+
+    file: Path
+    folder: str | None
+
+    @classmethod
+    def of(cls, storage: str, run_id: str) -> Self:
+        """Give the place of a sweep's study.
+
+        Parameters
+        ----------
+        storage
+            Where the sweep's checkpoints go.
+        run_id
+            The sweep's run.
+        """
+        if not is_remote(storage):
+            return cls(Path(storage) / run_id / FILE, None)
+        return cls(Path.cwd() / ".cellray" / "sweeps" / run_id / FILE, f"{storage}/{run_id}")
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL of the file, whose folder is made."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{self.file}"
+
+    def keep(self) -> None:
+        """Renew the copy; where that fails the sweep goes on, and the next one is whole again."""
+        if self.folder is None:
+            return
+        with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
+            whole = Path(scratch) / FILE
+            with closing(sqlite3.connect(self.file)) as of, closing(sqlite3.connect(whole)) as to:
+                of.backup(to)  # what is being written is waited for
+            system, path = file_system(self.folder)
+            try:
+                copy_files(str(whole), f"{path}/{FILE}", destination_filesystem=system)
+            except OSError as error:
+                logger.warning("the study could not be copied to %s: %s", self.folder, error)
+
+    def fetch(self) -> None:
+        """Take the copy where this machine has no file."""
+        if self.folder is None or self.file.exists():
+            return
+        system, path = file_system(self.folder)
+        if system.get_file_info(f"{path}/{FILE}").is_file:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            copy_files(f"{path}/{FILE}", str(self.file), source_filesystem=system)
