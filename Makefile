@@ -8,7 +8,7 @@ MAKE_VENV = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("c
   || { $(PYTHON) -m venv --clear --without-pip $(1) && $(PYTHON) -m pip --python $(1)/bin/python install pip; }; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test test-slow test-all bench-bladder bench-feed bench-first-layer bench-gpu bench-methods bench-readers bench-sweep bench-train clean
+.PHONY: help install demo lint format test test-slow test-all bench-bladder bench-feed bench-first-layer bench-gpu bench-methods bench-readers bench-surface bench-sweep bench-train clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,9 @@ bench-train: .venv/.installed  ## time training on one worker and two, checkpoin
 
 bench-sweep: .venv/.installed  ## time what a trial of a sweep costs beyond its training
 	$(BIN)/python tests/benchmarks/sweep.py $(ARGS)
+
+bench-surface: .venv/.installed  ## record short runs over a grid, and search what is recorded
+	$(BIN)/python tests/benchmarks/surface.py $(DATA)/mouse_bladder_2100.h5ad
 
 bench-gpu: .venv/.installed  ## measure training steps on a GPU, and what of them is no product
 	$(BIN)/python tests/benchmarks/gpu.py $(ARGS)

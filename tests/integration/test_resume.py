@@ -27,6 +27,7 @@ from cellray.core.recipe import Recipe
 from cellray.feed.source import train_dataset
 from cellray.track.runs import start_run
 from cellray.track.store import tracking_uri
+from cellray.train.ledger import Ledger
 from cellray.train.report import RunCallback
 from cellray.train.setup import Setup
 from cellray.train.worker import stream
@@ -106,7 +107,8 @@ def callback_of(atlas, plan, selection, folder):
     setup = Setup(Choice(plan, selection, None), np.array([], np.int64), ())
     run_id = start_run(experiment="resume", run_name="r", params={}, tags={})
     outbox = (run_id, folder / "outbox.jsonl", tracking_uri())
-    return RunCallback(recipe, atlas, setup, outbox=outbox, logged=0, tell=ignore, step=0)
+    ledger = Ledger(setup, outbox=outbox, logged=0, tell=ignore, step=0)
+    return RunCallback(recipe, atlas, setup, ledger, step=0)
 
 
 def ignore(tick):

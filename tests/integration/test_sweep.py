@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -286,3 +287,35 @@ def test_trials_of_two_workers_are_pruned_and_free_them(launch):
     run_id, trials = sweep_run()
     assert [run.info.status for run in trials] == ["FINISHED", "FINISHED", "KILLED", "FINISHED"]
     assert client().get_run(run_id).data.params["budget.trials"] == "4"
+
+
+@pytest.mark.slow
+def test_trials_share_a_processor(atlas, store, ray_local):
+    searched = wanted(
+        {"optim.lr": {"loguniform": [1e-4, 1e-2]}},
+        recipe=RECIPE | {"train": RECIPE["train"] | {"epochs": 100}},
+        cpus_per_trial=0.5,
+        budget={"trials": 4},
+    )
+    ref = sweep(searched, atlas, "swept")
+    assert ref.trials["complete"] == 4
+    spans = [(run.info.start_time, run.info.end_time) for run in children(ref.run_id)]
+    at_once = [sum(begin <= now < end for begin, end in spans) for now, _ in spans]
+    assert max(at_once) > 2  # and there are two processors
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_bucket_goes_on_where_its_first_machine_is_gone(atlas, store, s3, tmp_path):
+    bucket = s3.bucket()
+    searched = wanted(budget={"trials": 2}, concurrent=1)
+    ref = sweep(searched, atlas, "swept", storage=f"s3://{bucket}/runs")
+    shutil.rmtree(tmp_path / ".cellray")
+    more = resume_sweep(ref.run_id, budget={"trials": 3})
+    assert more.trials["complete"] == 3
+    assert [run.data.tags[NUMBER] for run in children(ref.run_id)] == ["0", "1", "2"]
+    study = optuna.load_study(
+        study_name=ref.run_id,
+        storage=f"sqlite:///{tmp_path}/.cellray/sweeps/{ref.run_id}/study.db",
+    )
+    losses = [run.data.metrics["best_validation_loss"] for run in children(ref.run_id)]
+    assert [one.value for one in study.trials] == losses

@@ -196,11 +196,27 @@ def test_a_users_error_is_one_line_and_exit_2(flag, tmp_path, capfd):
         (["pretrain", "--atlas", "{atlas}", "--name", "m", "--set", "trian.epochs=1"], "'train"),
         (["pretrain", "--atlas", "{atlas}", "--name", "m", "--recipe", "no.yaml"], "no.yaml"),
         (["ingest", "no.h5ad", "--out", "a"], "no.h5ad"),
+        (["sweep"], "--recipe is missing.*--resume SWEEP"),
+        (["sweep", "--recipe", "maskd.yaml"], "no file maskd.yaml"),
+        (["sweep", "--recipe", "{pretrain}"], "'space': Field required.*configs/sweep/"),
+        (["sweep", "--recipe", "{sweep}"], "--atlas is missing.*--resume SWEEP"),
+        (["sweep", "--recipe", "{sweep}", "--atlas", "{atlas}"], "--name is missing"),
+        (["sweep", "--recipe", "{sweep}", "--atlas", "no", "--name", "m"], "no atlas at .*/no: "),
+        (["sweep", "--recipe", "{sweep}", "--set", "trian.epochs=1"], "'trian.*'train"),
+        (["sweep", "--recipe", "{sweep}", "--metric", "loss"], "metric.*'knn_macro_f1'"),
+        (["sweep", "--recipe", "{sweep}", "--trials", "0"], "trials.*cellray sweep --help"),
+        (["sweep", "--recipe", "{sweep}", "--hours", "0"], "'budget.hours'.*greater than 0"),
+        (["sweep", "--resume", "a", "--name", "m"], "--name beside --resume.*leave --name out"),
+        (["sweep", "--resume", "a", "--set", "optim.lr=1"], "--set beside --resume"),
+        (["sweep", "--resume", "a", "--warm-start", "b"], "--warm-start beside --resume"),
+        (["sweep", "--resume", "a", "--metric", "knn_macro_f1"], "--metric beside --resume"),
+        (["sweep", "--resume", "4f1c", "--trials", "3"], "no sweep 4f1c in this tracking store"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_named_in_one_line(words, said, alone, atlas, capfd):
-    words = [word.format(atlas=atlas) for word in words]
+    files = {verb: ROOT / "configs" / verb / "masked.yaml" for verb in ("pretrain", "sweep")}
+    words = [word.format(atlas=atlas, **files) for word in words]
     assert main(words) == 2
     out, err = capfd.readouterr()
     assert out == ""

@@ -4,6 +4,7 @@ import anndata
 import numpy as np
 import scanpy as sc
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
@@ -43,9 +44,12 @@ def variable_genes(
     if len(cells) > SAMPLE:
         cells = generator(seed, "genes").choice(cells, SAMPLE, replace=False)
     adata = anndata.AnnData(atlas.read_cells(np.sort(cells)).to_scipy().astype(np.float32))
-    sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
-    ranked = sc.pp.highly_variable_genes(adata, n_top_genes=count, inplace=False)
+    # Scanpy's numba sets the process's OpenMP to all processors, and torch's threads with it: what
+    # shares a machine, as trials do, would train on threads that wait for each other.
+    with threadpool_limits(1, user_api="openmp"):
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        sc.pp.log1p(adata)
+        ranked = sc.pp.highly_variable_genes(adata, n_top_genes=count, inplace=False)
     # Scanpy marks more than asked for where genes are equally variable.
     spread = ranked["dispersions_norm"].fillna(-np.inf).to_numpy()
     return atlas.genes[np.sort(np.argsort(-spread, kind="stable")[:count])]

@@ -50,9 +50,7 @@ def change_of(change: str) -> tuple[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise CellrayError(f"--set {change!r}: the value is not YAML", "quote it") from error
-    if isinstance(value, str) and _is_number(value):  # YAML 1.1 reads 1e-3 as text
-        value = float(value)
-    return key, value
+    return key, numeric(value)
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401 - YAML
@@ -68,12 +66,17 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN4
         else:
             node[words[-1]] = value
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise CellrayError(f"--set {key}: there is no such place", "see the recipe") from error
+        raise CellrayError(
+            f"there is no such place as '{key}' in the recipe",
+            "see the recipe; the entries of a list count from 0",
+        ) from error
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def numeric(value: Any) -> Any:  # noqa: ANN401 - YAML
+    """Read a number that YAML 1.1 leaves as text, as it does ``1e-3``; all else stays."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return value

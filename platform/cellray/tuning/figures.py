@@ -15,7 +15,7 @@ from optuna.visualization import matplotlib as drawing
 from cellray.tuning.settings import Sweep
 
 DPI = 150
-WIDTH, HEIGHT = 9.0, 5.0  # inches
+WIDTH, HEIGHT, PANEL = 9.0, 5.0, 3.0  # inches; of a panel among several
 DRAWN: Sequence[tuple[str, Callable[..., Any], dict[str, Any]]] = (
     ("parallel", drawing.plot_parallel_coordinate, {}),
     ("slices", drawing.plot_slice, {}),
@@ -77,7 +77,11 @@ def _png(draw: Callable[..., Any], study: optuna.Study, **settings: Any) -> byte
         plt.switch_backend("agg")
         axes = np.atleast_1d(np.asarray(draw(study, **settings), dtype=object)).ravel()[0]
         figure = axes.figure
-        figure.set_size_inches(WIDTH, HEIGHT)
+        panels = [panel for panel in figure.axes if panel.get_xlabel()]
+        figure.set_size_inches(max(WIDTH, PANEL * len(panels)), HEIGHT)
+        if len(panels) > 1:
+            for panel in panels:  # names of categories would lie across each other
+                panel.tick_params(axis="x", labelrotation=30)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=DPI, bbox_inches="tight", facecolor="white")
         plt.close(figure)

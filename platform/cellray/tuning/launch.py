@@ -15,11 +15,13 @@ from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.settings import set_key
 from cellray.track import runs
-from cellray.track.store import client, store_errors
+from cellray.track.store import client, scrub, store_errors
 from cellray.train.launch import DRIVER, alive, open_unchanged
-from cellray.tuning.search import EARLIER
+from cellray.tuning.points import distribution, holds
+from cellray.tuning.search import EARLIER, study_errors
 from cellray.tuning.settings import Sweep
-from cellray.tuning.space import searched
+from cellray.tuning.space import Searched, searched
+from cellray.tuning.study import StudyFile
 from cellray.tuning.trial import SWEEP
 
 FILE = "sweep.json"
@@ -39,8 +41,6 @@ class SweepLaunch:
         The atlas's URL, and its state.
     name, storage, experiment
         As of `cellray.pretrain`.
-    study
-        SQLAlchemy URL of Optuna's storage; the study is called as the sweep's run.
     """
 
     settings: dict[str, Any]
@@ -49,11 +49,22 @@ class SweepLaunch:
     name: str
     storage: str
     experiment: str
-    study: str
 
     def sweep(self) -> Sweep:
         """Give the sweep, checked anew."""
         return Sweep.of(self.settings)
+
+    def study(self, run_id: str) -> str:
+        """Give the SQLAlchemy URL of its study, which is called as its run.
+
+        A study that a bucket keeps is fetched where it is not here.
+        """
+        shared = self.sweep().settings.search.storage
+        if shared is not None:
+            return shared
+        file = StudyFile.of(self.storage, run_id)
+        file.fetch()
+        return file.url
 
     def open_atlas(self, run_id: str) -> Atlas:
         """Open the atlas, which must be as it was when the sweep began."""
@@ -79,7 +90,7 @@ class Earlier:
     launch: SweepLaunch
 
     def trials(self, wanted: Sweep) -> list[FrozenTrial]:
-        """Give its trials that succeeded, with the parameters that the new sweep searches too.
+        """Give its trials that succeeded, with what of them lies where the new sweep searches.
 
         Raises
         ------
@@ -98,17 +109,21 @@ class Earlier:
                 f"sweep {self.run_id} and this one have no parameter in common",
                 "leave the warm start out",
             )
-        study = load_study(self.launch.study, self.run_id)
+        study = load_study(self.launch.study(self.run_id), self.run_id)
         done = study.get_trials(states=[TrialState.COMPLETE])
-        return [_known(one, set(keys)) for one in done if keys.keys() & one.params.keys()]
+        known = [_known(one, keys) for one in done]
+        return [one for one in known if one.params]
 
 
-def _known(trial: FrozenTrial, keys: set[str]) -> FrozenTrial:
-    """Leave out the parameters that a new sweep does not search."""
-    kept = [key for key in trial.params if key in keys]
+def _known(trial: FrozenTrial, nodes: Mapping[str, Searched]) -> FrozenTrial:
+    """Leave out the parameters that a new sweep does not search, or not there.
+
+    The others are said to come from its places: Optuna takes one kind of place a parameter.
+    """
+    kept = {k: v for k, v in trial.params.items() if k in nodes and holds(nodes[k], v)}
     return optuna.trial.create_trial(
-        params={key: trial.params[key] for key in kept},
-        distributions={key: trial.distributions[key] for key in kept},
+        params=kept,
+        distributions={key: distribution(nodes[key]) for key in kept},
         values=trial.values,
         user_attrs={**trial.user_attrs, EARLIER: True},
     )
@@ -204,4 +219,11 @@ def load_study(url: str, name: str) -> optuna.Study:
             "mount the storage that the sweep was given, or work in the folder that it was "
             "started from",
         )
-    return optuna.load_study(study_name=name, storage=url)
+    with study_errors(url):
+        try:
+            return optuna.load_study(study_name=name, storage=url)
+        except KeyError as error:
+            raise CellrayError(
+                f"sweep {name} ended before it began: {scrub(url)} holds no study of it",
+                "start a new one",
+            ) from error

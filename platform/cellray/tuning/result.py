@@ -12,9 +12,9 @@ from cellray.track.catalogue import version_of_run
 from cellray.track.promotion import promote
 from cellray.train.trained import finished, register
 from cellray.tuning.launch import SweepLaunch
+from cellray.tuning.points import front
 from cellray.tuning.search import FAILED, RUN, SECONDS, own
 from cellray.tuning.settings import Sweep
-from cellray.tuning.space import front
 
 CHALLENGER = "challenger"
 
@@ -64,10 +64,14 @@ def best_trial(wanted: Sweep, study: optuna.Study) -> FrozenTrial:
     trials = own(study.get_trials(deepcopy=False))
     done = [one for one in trials if one.state is TrialState.COMPLETE]
     if not done:
-        failures = [one.user_attrs[FAILED] for one in trials if FAILED in one.user_attrs]
-        first = failures[0] if failures else "its process was lost"
+        failed = [one for one in trials if one.state is TrialState.FAIL]
+        if not failed:
+            raise CellrayError(
+                f"none of {len(trials)} trials has trained to its end", "give the sweep more budget"
+            )
+        first = failed[0].user_attrs.get(FAILED, "its process was lost")
         raise CellrayError(
-            f"none of {len(trials)} trials has succeeded; the first one: {first}",
+            f"none of {len(trials)} trials has succeeded; trial {failed[0].number}: {first}",
             "mend that, and start a new sweep",
         )
     signs = [1 if mode == "min" else -1 for mode in wanted.modes]

@@ -21,10 +21,10 @@ from cellray.train.setup import prepare
 from cellray.train.storage import outbox_file, run_storage
 from cellray.tuning.figures import sweep_files
 from cellray.tuning.launch import Earlier, SweepLaunch, close_trials, find_sweep, load_study, settle
+from cellray.tuning.points import corners
 from cellray.tuning.result import SweepRef, best_trial, registered
 from cellray.tuning.search import open_study
 from cellray.tuning.settings import Sweep
-from cellray.tuning.space import corners
 from cellray.tuning.study import StudyFile
 from cellray.tuning.trial import Job
 from cellray.tuning.tuner import needs_dashboard, run_trials, shared_tracking
@@ -72,7 +72,6 @@ def sweep(
     where = run_storage(storage)
     check_writable(where)
     _check(wanted, opened, where)
-    settings = wanted.settings
     earlier = [Earlier(one, find_sweep(one)).trials(wanted) for one in warm_start]
     params = shown_params(wanted) | {"atlas": opened.url, "atlas_digest": opened.digest}
     with runs.run(
@@ -88,10 +87,9 @@ def sweep(
             name,
             where,
             experiment,
-            settings.search.storage or StudyFile.of(where, run_id).url,
         )
         launch.store(run_id)
-        study = open_study(wanted, run_id, launch.study)
+        study = open_study(wanted, run_id, launch.study(run_id))
         for one in earlier:
             study.add_trials(one)
         for point in wanted.first:
@@ -136,8 +134,7 @@ def resume_sweep(
     wanted = launch.sweep()
     launch.open_atlas(run_id)
     was = settle(run_id)
-    StudyFile.of(launch.storage, run_id).fetch()
-    known = load_study(launch.study, run_id)
+    known = load_study(launch.study(run_id), run_id)
     under_way = known.get_trials(deepcopy=False, states=[TrialState.RUNNING])
     if was == "FINISHED" and not under_way and not budget_left(known, wanted.settings.budget):
         raise CellrayError(
@@ -146,7 +143,7 @@ def resume_sweep(
         )
     with runs.reopened(run_id, tags={DRIVER: driver()}):
         launch.store(run_id)
-        study = open_study(wanted, run_id, launch.study)
+        study = open_study(wanted, run_id, launch.study(run_id))
         return _search(launch, wanted, run_id, study, progress, say)
 
 

@@ -5,10 +5,13 @@ The study is the one record of which trials there are: what is killed goes on fr
 a complete one; both are mended here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import (
     BaseSampler,
@@ -24,9 +27,13 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
+from sqlalchemy.exc import SQLAlchemyError
 
-from cellray.tuning.settings import Search, Sweep
-from cellray.tuning.space import draw
+from cellray.core.errors import CellrayError
+from cellray.track.store import first_line, scrub
+from cellray.tuning.points import draw
+from cellray.tuning.sections import Search
+from cellray.tuning.settings import Sweep
 
 TENTHS = 10
 """Places on a trial's way at which it may be pruned."""
@@ -50,7 +57,7 @@ SAMPLERS: Mapping[str, Callable[[Search], BaseSampler]] = {
 }
 PRUNERS: Mapping[str, Callable[[Search], BasePruner]] = {
     "asha": lambda s: SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
-    "median": lambda s: MedianPruner(n_startup_trials=s.startup, n_warmup_steps=1),
+    "median": lambda s: MedianPruner(n_startup_trials=s.startup),
     "none": lambda s: NopPruner(),
 }
 
@@ -66,16 +73,34 @@ def open_study(sweep: Sweep, name: str, url: str) -> optuna.Study:
         The sweep's id.
     url
         SQLAlchemy URL of the storage.
+
+    Raises
+    ------
+    CellrayError
+        The storage cannot be used.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(
-        storage=RDBStorage(url),
-        study_name=name,
-        sampler=SAMPLERS[sweep.settings.search.sampler](sweep.settings.search),
-        pruner=PRUNERS[sweep.settings.search.pruner](sweep.settings.search),
-        directions=["minimize" if mode == "min" else "maximize" for mode in sweep.modes],
-        load_if_exists=True,
-    )
+    with study_errors(url):
+        return optuna.create_study(
+            storage=RDBStorage(url),
+            study_name=name,
+            sampler=SAMPLERS[sweep.settings.search.sampler](sweep.settings.search),
+            pruner=PRUNERS[sweep.settings.search.pruner](sweep.settings.search),
+            directions=["minimize" if mode == "min" else "maximize" for mode in sweep.modes],
+            load_if_exists=True,
+        )
+
+
+@contextmanager
+def study_errors(url: str) -> Iterator[None]:
+    """Turn what a study's database refuses into a line that names it and the mend."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, ImportError) as error:
+        raise CellrayError(
+            f"the study's storage {scrub(url)} cannot be used: {first_line(error)}",
+            "check search.storage, that its server is up, and that its driver is installed",
+        ) from error
 
 
 def own(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -102,7 +127,7 @@ class StudySearch(OptunaSearch):
     def __init__(self, sweep: Sweep, study: optuna.Study, *, left: Callable[[], bool]) -> None:
         several = len(sweep.metrics) > 1
         super().__init__(
-            lambda trial: {"number": trial.number, "values": draw(trial, sweep.space)},
+            lambda trial: draw(trial, sweep.space),  # a space, so that Tune asks for none
             metric=list(sweep.metrics) if several else sweep.metrics[0],
             mode=list(sweep.modes) if several else sweep.modes[0],
             sampler=study.sampler,
@@ -111,19 +136,22 @@ class StudySearch(OptunaSearch):
         )
         self._left = left
         self._study = study
-        self._names = list(sweep.metrics)
+        self._names = sweep.metrics
+        self._drawn = sweep.space
         self._waiting = [
             one._trial_id for one in study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         ]
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ANN401 - a word, too
         """Give a trial's number and recipe values; ``FINISHED`` when the budget is spent."""
-        if trial_id not in self._ot_trials:
-            if self._waiting:
-                self._ot_trials[trial_id] = optuna.Trial(self._study, self._waiting.pop(0))
-            elif not self._left():
-                return Searcher.FINISHED
-        return super().suggest(trial_id)
+        if self._waiting:
+            trial = optuna.Trial(self._study, self._waiting.pop(0))
+        elif self._left():
+            trial = self._study.ask()
+        else:
+            return Searcher.FINISHED
+        self._ot_trials[trial_id] = trial
+        return {"number": trial.number, "values": draw(trial, self._drawn)}
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study is the record."""
@@ -145,12 +173,17 @@ class StudySearch(OptunaSearch):
         for name in (CELLS, SECONDS, RUN, FAILED):
             if name in result:
                 trial.set_user_attr(name, result[name])
-        if error or FAILED in result:
+        ends = "ended" in result
+        lost = [name for name in self._names if ends and not math.isfinite(result[name])]
+        if lost:
+            trial.set_user_attr(FAILED, f"its {' and '.join(lost)} is no finite number")
+        if error or lost or FAILED in result:
             self._study.tell(trial.number, state=TrialState.FAIL)
-        elif "ended" in result:
+        elif ends:
             self._study.tell(trial.number, [result[name] for name in self._names])
         else:
-            self._study.tell(trial.number, state=TrialState.PRUNED)
+            state = TrialState.PRUNED if "tenth" in result else TrialState.FAIL
+            self._study.tell(trial.number, state=state)
 
 
 class Prune(FIFOScheduler):
@@ -169,7 +202,7 @@ class Prune(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ANN401 - Ray's signature
         """Decide, at the first report beyond a tenth."""
         del tune_controller
-        if "ended" in result or FAILED in result:
+        if "ended" in result or FAILED in result or len(self._study.directions) > 1:
             return TrialScheduler.CONTINUE
         number = trial.config["number"]
         if number not in self._known:

@@ -25,7 +25,7 @@ from cellray.train.timing import Record
 from cellray.train.trained import Run, Trained, finished
 from cellray.tuning.search import CELLS, FAILED, RUN, SECONDS, TENTHS
 from cellray.tuning.settings import Sweep
-from cellray.tuning.space import Values, corners
+from cellray.tuning.space import Values
 
 SWEEP, NUMBER = "cellray.sweep", "cellray.trial"
 """Tags of a trial's run: whose it is, and its number in the study."""
@@ -70,8 +70,7 @@ def trainable(job: Job) -> type[tune.Trainable]:
     Tune would end the process of a trial that it stops while the trial's thread still tells MLflow
     how far it came. One that waits for workers of its own is ended at once, and they with it.
     """
-    alone = job.sweep.recipe(next(corners(job.sweep.space))).train.worlds[-1] == 1
-    patience = GOODBYE_SECONDS if alone else 0
+    patience = GOODBYE_SECONDS if job.sweep.alone else 0
 
     class Trial(wrap_function(tune.with_parameters(run_trial, job=job))):  # type: ignore[misc]
         def cleanup(self) -> None:

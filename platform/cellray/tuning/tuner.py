@@ -11,9 +11,9 @@ from ray import tune
 
 from cellray.core.errors import CellrayError
 from cellray.track.store import scrub, tracking_uri
+from cellray.tuning.points import corners
 from cellray.tuning.search import Prune, StudySearch
 from cellray.tuning.settings import Sweep
-from cellray.tuning.space import corners
 from cellray.tuning.trial import Job, trainable
 from cellray.tuning.watch import Watch
 
@@ -48,7 +48,7 @@ def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch:
                 scheduler=Prune(study),
                 num_samples=-1,  # until the searcher has no more
                 max_concurrent_trials=settings.concurrent,
-                reuse_actors=True,
+                reuse_actors=wanted.alone,  # one that waits for workers is ended with them
             ),
             run_config=tune.RunConfig(
                 name=run_id,
@@ -65,7 +65,7 @@ def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch:
 def _resources(wanted: Sweep) -> dict[str, float]:
     """Say what a trial's process asks of Ray; workers of its own ask for themselves."""
     train = wanted.recipe(next(corners(wanted.space))).train
-    if train.worlds[-1] > 1:
+    if not wanted.alone:
         return {"CPU": CONTROLLER_CPUS}
     settings = wanted.settings
     gpu = {"GPU": settings.gpus_per_trial} if settings.gpus_per_trial else {}
@@ -100,8 +100,7 @@ def _check_store() -> None:
 
 def needs_dashboard(wanted: Sweep) -> bool:
     """Say whether Ray's dashboard is needed: Train asks it to free a stopped trial's workers."""
-    several = wanted.recipe(next(corners(wanted.space))).train.worlds[-1] > 1
-    return several and wanted.settings.search.pruner != "none"
+    return not wanted.alone and wanted.settings.search.pruner != "none"
 
 
 def shared_tracking() -> str | None:

@@ -12,7 +12,8 @@ from ray.tune.experiment import Trial
 from cellray.core.types import Progress
 from cellray.track.outbox import Outbox
 from cellray.tuning.search import CELLS, SECONDS, ended, own
-from cellray.tuning.settings import Budget, Sweep
+from cellray.tuning.sections import Budget
+from cellray.tuning.settings import Sweep
 from cellray.tuning.study import StudyFile
 
 
@@ -101,8 +102,9 @@ class Watch(tune.Callback):
         self._study.set_user_attr(CELLS, cells)
         self._study.set_user_attr(SECONDS, spent.get(SECONDS, 0) + now - self._mark)
         self._mark = now
-        done = [trial for trial in known if trial.state is TrialState.COMPLETE]
-        record = {"step": float(len(ended(own(known)))), "cells": cells}
+        tried = own(known)
+        done = [trial for trial in tried if trial.state is TrialState.COMPLETE]
+        record = {"step": float(len(ended(tried))), "cells": cells}
         if done:
             best = self._better(done, key=lambda trial: trial.values[0])
             record[f"best_{self._metric}"] = best.values[0]
