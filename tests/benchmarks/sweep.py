@@ -2,8 +2,8 @@
 
     make bench-sweep [ARGS="--trials 1 8 64 --rounds 2"]
 
-Trials are equal, one at a time. Beside each sweep the same training runs as often in one process
-with neither Ray, MLflow nor checkpoints (`cellray.train.local.fit`); what a trial takes beyond it
+Trials are equal, one at a time. Beside each sweep the same training runs in one process with
+neither Ray, MLflow nor checkpoints (`cellray.train.local.fit`); what a trial takes beyond it
 is the overhead. Last, the same run goes through Ray Train (`cellray.pretrain`), as a trial would
 that had workers of its own. It writes ``build/bench/sweep.json`` and prints the table of
 docs/benchmarks/sweep.md.
@@ -12,6 +12,7 @@ docs/benchmarks/sweep.md.
 import argparse
 import json
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,9 +33,11 @@ OUT = Path("build/bench/sweep.json")
 RECIPE = {
     "encoder": {"name": "mlp", "widths": [128], "dim": 32},
     "data": {"batch_size": 256, "validation": 0.1},
-    "train": {"epochs": 10, "accelerator": "cpu"},
+    "train": {"epochs": 4, "accelerator": "cpu"},
 }
 SPACE = {"optim.lr": {"loguniform": [9e-4, 1.1e-3]}}
+FITS = 5
+"""Trainings of which the median counts."""
 PRETRAINED = 2
 """Runs through Ray Train."""
 
@@ -53,14 +56,16 @@ def measure(atlas: Atlas, trials: int, name: str) -> dict[str, float]:
     )
     recipe = Recipe.of(RECIPE)
     fit(recipe, atlas)  # what is imported and compiled once
-    alone = seconds(lambda: [fit(recipe, atlas) for _ in range(trials)])
+    alone = statistics.median(seconds(lambda: fit(recipe, atlas)) for _ in range(FITS))
     whole = seconds(lambda: sweep(wanted, atlas.url, name))
-    return {
+    row = {
         "trials": trials,
-        "training_s": alone / trials,
+        "training_s": alone,
         "sweep_s": whole,
-        "overhead_s": (whole - alone) / trials,
+        "overhead_s": whole / trials - alone,
     }
+    print(row, flush=True)
+    return row
 
 
 def through_ray_train(atlas: Atlas) -> dict[str, float]:
