@@ -149,6 +149,25 @@ def test_hopeless_trials_end_early_and_make_room(atlas, store, ray_local):
     assert {run.info.status for run in runs[3:]} == {"KILLED"}
 
 
+def test_two_metrics_are_a_front_and_the_first_chooses(atlas, store, ray_local):
+    searched = wanted(
+        {"encoder.dim": {"choice": [2, 16]}, "optim.lr": {"loguniform": [1e-4, 1e-2]}},
+        recipe=RECIPE | {"probe": {"label": LABEL}},
+        metric=["knn_macro_f1", "validation_loss"],
+        search={"sampler": "nsga2"},
+        budget={"trials": 3},
+        concurrent=1,
+    )
+    ref = sweep(searched, atlas, "swept")
+    trials = children(ref.run_id)
+    scores = [run.data.metrics["best_knn_macro_f1"] for run in trials]
+    assert ref.values["knn_macro_f1"] == max(scores)
+    assert ref.values["validation_loss"] == trials[ref.trial].data.metrics["best_validation_loss"]
+    files = {found.path for found in client().list_artifacts(ref.run_id)}
+    assert {"pareto.png", "knn_macro_f1_history.png", "validation_loss_history.png"} <= files
+
+
+@pytest.mark.slow
 def test_a_budget_in_cells_begins_no_more_trials(atlas, store, ray_local):
     searched = wanted(budget={"trials": 50, "cells": 5_000}, concurrent=1)
     ref = sweep(searched, atlas, "swept")
@@ -253,6 +272,7 @@ def test_a_sweep_whose_driver_is_killed_repeats_no_trial_and_loses_none(launch, 
     assert client().get_run(run_id).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(launch):
     driver = launch(
         {"optim.lr": {"loguniform": [1e-4, 1e-2]}},

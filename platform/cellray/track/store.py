@@ -121,6 +121,10 @@ def store_errors() -> Iterator[None]:
         raise explained from error
 
 
+class StoreError(CellrayError):
+    """The tracking store is away, or fails; it may be back later."""
+
+
 def explain(error: Exception, uri: str) -> CellrayError | None:
     """Put into words what a user can mend; None for what only a programmer can."""
     where, line = scrub(uri), first_line(error)
@@ -131,11 +135,11 @@ def explain(error: Exception, uri: str) -> CellrayError | None:
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ask its owner",
         )
     if line.startswith("API request to"):
-        return CellrayError(f"MLflow at {where} does not answer: {line}", MEND)
+        return StoreError(f"MLflow at {where} does not answer: {line}", MEND)
     if "disk is full" in str(error):
         return CellrayError(f"the disk of {where} is full", "make room and try again")
     if isinstance(error, SQLAlchemyError) or "OperationalError" in str(error):
-        return CellrayError(
+        return StoreError(
             f"the database {where} fails: {line}",
             "check that it is MLflow's, writable, and not held by another program",
         )

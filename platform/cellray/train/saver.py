@@ -86,7 +86,7 @@ class Saver:
         patience = timedelta(seconds=timeout_s)
         several = dist.is_initialized()
         self._group = dist.new_group(backend="gloo", timeout=patience) if several else None
-        sweep()
+        remove_leftovers()
 
     def observe(self, record: Record, cells: int) -> None:
         """Show a record at once; it reaches MLflow with the next checkpoint.
@@ -162,7 +162,7 @@ class Saver:
         self._stored.wait()
 
 
-def sweep() -> None:
+def remove_leftovers() -> None:
     """Remove what workers that were killed have left in this machine's temporary folder."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         pid = folder.name.removeprefix(PREFIX).partition("-")[0]

@@ -1,10 +1,12 @@
 """A sweep as one call: study, trials, MLflow's parent run, and the best model registered."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
 
 from cellray.atlas.storage import check_writable
 from cellray.atlas.store import Atlas
@@ -13,7 +15,7 @@ from cellray.core.types import Progress
 from cellray.feed.session import ray_session
 from cellray.track import models, runs
 from cellray.track.outbox import Outbox
-from cellray.track.store import scrub, tracking_uri
+from cellray.track.store import tracking_uri
 from cellray.train.launch import DRIVER, driver
 from cellray.train.limits import checked_budget
 from cellray.train.run import DELIVERY_SECONDS
@@ -23,7 +25,7 @@ from cellray.tuning.figures import sweep_files
 from cellray.tuning.launch import Earlier, SweepLaunch, close_trials, find_sweep, load_study, settle
 from cellray.tuning.points import corners
 from cellray.tuning.result import SweepRef, best_trial, registered
-from cellray.tuning.search import open_study
+from cellray.tuning.search import open_study, study_errors
 from cellray.tuning.settings import Sweep
 from cellray.tuning.study import StudyFile
 from cellray.tuning.trial import Job
@@ -94,6 +96,7 @@ def sweep(
             study.add_trials(one)
         for point in wanted.first:
             study.enqueue_trial(point)
+        study = open_study(wanted, run_id, launch.study(run_id))  # its sampler knows them
         return _search(launch, wanted, run_id, study, progress, say)
 
 
@@ -171,12 +174,18 @@ def _check(wanted: Sweep, atlas: Atlas, storage: str) -> None:
             "give --label COLUMN, or set probe.label in the sweep's recipe",
         )
     shared = wanted.settings.search.storage
-    if shared is not None and scrub(shared) != shared:
+    if shared is not None and _holds_password(shared):
         raise CellrayError(
             "search.storage holds a password, which MLflow would show",
             "leave it out of the URL, and give it by the database's own means, such as PGPASSFILE",
         )
     checked_budget(first, atlas, setup, storage)
+
+
+def _holds_password(url: str) -> bool:
+    with study_errors(url):
+        parts = make_url(url)
+    return parts.password is not None or any("pass" in key.lower() for key in parts.query)
 
 
 def _search(
@@ -207,11 +216,13 @@ def _search(
                 run_trials(wanted, run_id, study, job, watch)
         outbox.close(DELIVERY_SECONDS)
     except BaseException:
+        with suppress(CellrayError):  # what has ended the sweep says more
+            close_trials(run_id)
         say(f"to go on with this sweep: cellray sweep --resume {run_id}")
         raise
     close_trials(run_id)
     best = best_trial(wanted, study)
-    runs.log_files(run_id, sweep_files(study, wanted))
     ref = registered(launch, wanted, run_id, study, best)
+    runs.log_files(run_id, sweep_files(study, wanted))
     runs.tag_run(run_id, "cellray.best_trial", str(best.number))
     return ref

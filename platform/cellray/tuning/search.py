@@ -30,6 +30,7 @@ from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import SQLAlchemyError
 
 from cellray.core.errors import CellrayError
+from cellray.core.seeds import seed_of
 from cellray.track.store import first_line, scrub
 from cellray.tuning.points import draw
 from cellray.tuning.sections import Search
@@ -37,6 +38,8 @@ from cellray.tuning.settings import Sweep
 
 TENTHS = 10
 """Places on a trial's way at which it may be pruned."""
+SEEDS = 2**32
+"""NumPy's, of which samplers make their draws."""
 REDUCTION = 3
 """Of successive halving: one trial in so many goes on, from 1/10, 3/10 and 9/10 of its epochs."""
 CELLS, SECONDS, RUN, FAILED = "cells", "seconds", "run_id", "failed"
@@ -81,14 +84,20 @@ def open_study(sweep: Sweep, name: str, url: str) -> optuna.Study:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with study_errors(url):
-        return optuna.create_study(
+        study = optuna.create_study(
             storage=RDBStorage(url),
             study_name=name,
-            sampler=SAMPLERS[sweep.settings.search.sampler](sweep.settings.search),
             pruner=PRUNERS[sweep.settings.search.pruner](sweep.settings.search),
             directions=["minimize" if mode == "min" else "maximize" for mode in sweep.modes],
             load_if_exists=True,
         )
+        search, known = sweep.settings.search, len(study.get_trials(deepcopy=False))
+        if known:  # the same seed would draw the first session's points again
+            search = search.model_copy(
+                update={"seed": seed_of(search.seed, "sampler", known) % SEEDS}
+            )
+        study.sampler = SAMPLERS[search.sampler](search)
+        return study
 
 
 @contextmanager
@@ -168,7 +177,6 @@ class StudySearch(OptunaSearch):
         """Tell the study how a trial has ended."""
         if trial_id in self._completed_trials:
             return
-        self._completed_trials.add(trial_id)
         trial, result = self._ot_trials[trial_id], result or {}
         for name in (CELLS, SECONDS, RUN, FAILED):
             if name in result:
@@ -184,6 +192,7 @@ class StudySearch(OptunaSearch):
         else:
             state = TrialState.PRUNED if "tenth" in result else TrialState.FAIL
             self._study.tell(trial.number, state=state)
+        self._completed_trials.add(trial_id)
 
 
 class Prune(FIFOScheduler):

@@ -88,7 +88,8 @@ class Settings(Section):
     concurrent
         Trials at a time at most; None is as many as Ray has room for.
     cpus_per_trial, gpus_per_trial
-        What a trial of one worker asks of Ray: CPUs, and GPUs or a part of one.
+        What a trial of one worker asks of Ray: CPUs, and GPUs or a part of one; None is one GPU
+        where Ray has some and the recipe takes it.
     retries
         Times that a trial is tried again, from its last checkpoint, after its process was lost.
     """
@@ -101,5 +102,5 @@ class Settings(Section):
     first: tuple[dict[str, Any], ...] = ()
     concurrent: Count | None = None
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_trial: Annotated[float, Field(ge=0)] = 0.0
+    gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
     retries: Annotated[int, Field(ge=0)] = 2

@@ -173,6 +173,14 @@ class Sweep:
             check_recipe(self.recipe(values))
         if len(self.metrics) > 1:
             self._check_two()
+        for key in ("train.num_workers", "train.best"):
+            if key in _keys(self.space):
+                raise CellrayError(
+                    f"{key} cannot be searched: all trials have the same",
+                    "set it in the sweep's recipe"
+                    if key == "train.num_workers"
+                    else "the metric says it",
+                )
         self.first  # noqa: B018 - refuses what is not searched
 
     def _check_two(self) -> None:
@@ -182,6 +190,12 @@ class Sweep:
             raise CellrayError(
                 "two metrics do not say which of two trials is behind",
                 "set search.pruner to none, or name one metric",
+            )
+        every = Recipe.of(self.settings.recipe).probe.every
+        if self.metrics[0] == "validation_loss" and every > 1:
+            raise CellrayError(
+                "the checkpoint of the lowest validation loss may be of an epoch without a probe",
+                "set probe.every to 1, or name knn_macro_f1 first",
             )
         if self.settings.search.sampler == "cmaes":
             raise CellrayError(

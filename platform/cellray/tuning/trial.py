@@ -1,5 +1,6 @@
 """A trial of a sweep, in a process that Ray Tune keeps for one after another."""
 
+import json
 import math
 import os
 import time
@@ -19,7 +20,8 @@ from ray.tune.trainable.function_trainable import wrap_function
 from cellray.atlas.storage import StorageError
 from cellray.core.errors import CellrayError
 from cellray.track import runs
-from cellray.track.store import client, store_errors
+from cellray.track.store import StoreError, client, store_errors
+from cellray.train.launch import FILE
 from cellray.train.run import begun, reopened, train
 from cellray.train.timing import Record
 from cellray.train.trained import Run, Trained, finished
@@ -27,8 +29,8 @@ from cellray.tuning.search import CELLS, FAILED, RUN, SECONDS, TENTHS
 from cellray.tuning.settings import Sweep
 from cellray.tuning.space import Values
 
-SWEEP, NUMBER = "cellray.sweep", "cellray.trial"
-"""Tags of a trial's run: whose it is, and its number in the study."""
+SWEEP, NUMBER, POINT = "cellray.sweep", "cellray.trial", "cellray.point"
+"""Tags of a trial's run: whose it is, its number in the study, and where it was in the space."""
 PARENT = "mlflow.parentRunId"
 
 
@@ -79,7 +81,9 @@ def trainable(job: Job) -> type[tune.Trainable]:
 
         def reset_config(self, new_config: dict[str, Any]) -> Any:  # noqa: ANN401 - Ray's
             _wait(patience)
-            return super().reset_config(new_config)
+            if not super().reset_config(new_config):
+                os._exit(1)  # Tune tries the next trial in another process
+            return True
 
     return Trial
 
@@ -110,7 +114,7 @@ def run_trial(config: Mapping[str, Any], *, job: Job) -> None:
     number, began = int(config["number"]), time.perf_counter()
     told: dict[str, Any] = {}
     try:
-        found = find_trial(job.run_id, number)
+        found = _begun_before(job, number, config["values"])
         if found is not None and found.info.status == "FINISHED":
             run, trained = finished(found.info.run_id)  # its process ended before it could tell
         else:
@@ -119,8 +123,8 @@ def run_trial(config: Mapping[str, Any], *, job: Job) -> None:
                 trained = _train(job.sweep, run)
                 best = trained.best.step
                 runs.log_metrics(run.run_id, trained.metrics, step=best)
-    except StorageError:
-        raise
+    except (StorageError, StoreError):
+        raise  # what is away may be back when Tune tries again
     except CellrayError as error:
         tune.report(told | {FAILED: error.what})
         return
@@ -139,6 +143,30 @@ def find_trial(sweep_id: str, number: int) -> mlflow.entities.Run | None:
     return found[0] if found else None
 
 
+def _begun_before(job: Job, number: int, values: Mapping[str, Any]) -> mlflow.entities.Run | None:
+    """Find the run of a trial that was begun in another process, if it can be gone on with.
+
+    Raises
+    ------
+    CellrayError
+        It was at another point of the space: the study is older than the runs.
+    """
+    found = find_trial(job.run_id, number)
+    if found is None:
+        return None
+    if runs.read_document(found.info.run_id, FILE) is None:  # killed before it had begun
+        with store_errors():
+            client().delete_run(found.info.run_id)
+        return None
+    if found.data.tags.get(POINT) != json.dumps(values, sort_keys=True):
+        raise CellrayError(
+            f"run {found.info.run_id} is trial {number} of this sweep at another point: the study "
+            "here is older than it",
+            "resume the sweep where its newest study is",
+        )
+    return found
+
+
 @contextmanager
 def _run(job: Job, number: int, values: Values, found: mlflow.entities.Run | None) -> Iterator[Run]:
     """Begin a trial's run, or go on with it."""
@@ -153,7 +181,12 @@ def _run(job: Job, number: int, values: Values, found: mlflow.entities.Run | Non
         experiment=job.experiment,
         storage=job.storage,
         run_name=f"{job.name} trial {number}",
-        tags={PARENT: job.run_id, SWEEP: job.run_id, NUMBER: str(number)},
+        tags={
+            PARENT: job.run_id,
+            SWEEP: job.run_id,
+            NUMBER: str(number),
+            POINT: json.dumps(values, sort_keys=True),
+        },
     ) as run:
         yield run
 

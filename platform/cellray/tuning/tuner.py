@@ -11,12 +11,14 @@ from ray import tune
 
 from cellray.core.errors import CellrayError
 from cellray.track.store import scrub, tracking_uri
+from cellray.train.fit import wants_gpu
 from cellray.tuning.points import corners
 from cellray.tuning.search import Prune, StudySearch
 from cellray.tuning.settings import Sweep
 from cellray.tuning.trial import Job, trainable
 from cellray.tuning.watch import Watch
 
+READ_CPUS = 0.5  # for Ray Data, beside the workers of a trial
 CONTROLLER_CPUS = 0.01  # of a trial that only waits for its workers
 
 # What Tune reads while it runs: Watch does what its loggers would, and Ctrl-C ends the sweep.
@@ -47,7 +49,7 @@ def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch:
                 search_alg=StudySearch(wanted, study, left=watch.may_begin),
                 scheduler=Prune(study),
                 num_samples=-1,  # until the searcher has no more
-                max_concurrent_trials=settings.concurrent,
+                max_concurrent_trials=_at_once(wanted),
                 reuse_actors=wanted.alone,  # one that waits for workers is ended with them
             ),
             run_config=tune.RunConfig(
@@ -60,6 +62,8 @@ def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch:
         )
         with _quiet():
             tuner.fit()
+    if watch.error is not None:
+        raise watch.error
 
 
 def _resources(wanted: Sweep) -> dict[str, float]:
@@ -68,8 +72,32 @@ def _resources(wanted: Sweep) -> dict[str, float]:
     if not wanted.alone:
         return {"CPU": CONTROLLER_CPUS}
     settings = wanted.settings
-    gpu = {"GPU": settings.gpus_per_trial} if settings.gpus_per_trial else {}
+    gpus = settings.gpus_per_trial
+    if gpus is None:
+        gpus = float(wants_gpu(wanted.recipe(next(corners(wanted.space))), resources_of_ray()))
+    elif not gpus and train.accelerator == "gpu":
+        raise CellrayError(
+            "train.accelerator is gpu, and gpus_per_trial is 0",
+            "set gpus_per_trial to 1, to a part of one, or leave it out",
+        )
+    gpu = {"GPU": gpus} if gpus else {}
     return {"CPU": settings.cpus_per_trial, **gpu, **train.resources_per_worker}
+
+
+def resources_of_ray() -> dict[str, float]:
+    """Give what all nodes have together."""
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _at_once(wanted: Sweep) -> int | None:
+    """Say how many trials may run at a time; None leaves it to what they ask of Ray."""
+    if wanted.alone or wanted.settings.concurrent is not None:
+        return wanted.settings.concurrent
+    # A trial that waits for workers asks for next to nothing: all of them would begin at once.
+    train = wanted.recipe(next(corners(wanted.space))).train
+    each = train.worlds[-1] * train.cpus_per_worker + READ_CPUS
+    return max(1, int(resources_of_ray().get("CPU", 0) // each))
 
 
 def _check_room(resources: Mapping[str, float]) -> None:

@@ -11,10 +11,14 @@ from ray.tune.experiment import Trial
 
 from cellray.core.types import Progress
 from cellray.track.outbox import Outbox
-from cellray.tuning.search import CELLS, SECONDS, ended, own
+from cellray.tuning.search import CELLS, FAILED, SECONDS, ended, own
 from cellray.tuning.sections import Budget
 from cellray.tuning.settings import Sweep
 from cellray.tuning.study import StudyFile
+
+HOPELESS = 10
+"""Trials that fail, and none that does not, after which no more is begun."""
+LOST = "its process was lost"
 
 
 class Watch(tune.Callback):
@@ -51,6 +55,8 @@ class Watch(tune.Callback):
         self._progress = progress
         self._say = say
         self._mark = time.monotonic()
+        self._errors: dict[int, str] = {}
+        self.error: Exception | None = None
         self._show()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,6 +72,7 @@ class Watch(tune.Callback):
     ) -> None:
         """Keep the point that is tried: its run will bear its number."""
         del iteration, trials, trial
+        self._count_time()
         self._keep()
 
     def on_trial_complete(
@@ -77,7 +84,7 @@ class Watch(tune.Callback):
     ) -> None:
         """Take a trial that has ended by itself, or was pruned."""
         del iteration, trials
-        self._take(trial.config["number"])
+        self._guarded(trial.config["number"])
 
     def on_trial_error(
         self,
@@ -88,21 +95,32 @@ class Watch(tune.Callback):
     ) -> None:
         """Take a trial whose process was lost too often."""
         del iteration, trials
-        self._take(trial.config["number"])
+        number, error = trial.config["number"], str(trial.get_error() or "").strip()
+        if error:
+            self._errors[number] = error.splitlines()[-1]
+        self._guarded(number)
+
+    def _count_time(self) -> None:
+        now, spent = time.monotonic(), self._study.user_attrs.get(SECONDS, 0.0)
+        self._study.set_user_attr(SECONDS, spent + now - self._mark)
+        self._mark = now
 
     def _keep(self) -> None:
         if self._file is not None:
             self._file.keep()
 
+    def _guarded(self, number: int) -> None:
+        try:
+            self._take(number)
+        except Exception as error:  # noqa: BLE001 - Tune would log it and run the trial again
+            self.error = self.error or error
+
     def _take(self, number: int) -> None:
-        now, spent = time.monotonic(), self._study.user_attrs
+        self._count_time()
         known = self._study.get_trials(deepcopy=False)
         one = next(trial for trial in known if trial.number == number)
-        cells = spent.get(CELLS, 0) + one.user_attrs.get(CELLS, 0)
-        self._study.set_user_attr(CELLS, cells)
-        self._study.set_user_attr(SECONDS, spent.get(SECONDS, 0) + now - self._mark)
-        self._mark = now
         tried = own(known)
+        cells = cells_of(tried)
         done = [trial for trial in tried if trial.state is TrialState.COMPLETE]
         record = {"step": float(len(ended(tried))), "cells": cells}
         if done:
@@ -121,7 +139,7 @@ class Watch(tune.Callback):
         elif one.state is TrialState.PRUNED:
             told = f"pruned at {one.last_step or 0}0 % with {names[0]} {one.value:.4g}"
         else:
-            told = f"failed: {one.user_attrs.get('failed', 'its process was lost')}"
+            told = f"failed: {one.user_attrs.get(FAILED) or self._errors.get(one.number, LOST)}"
         where = ", ".join(f"{key}={_short(value)}" for key, value in one.params.items())
         best = self._better(done, key=lambda trial: trial.values[0]) if done else None
         mark = f" (best {best.values[0]:.4g} of trial {best.number})" if best else ""
@@ -135,7 +153,9 @@ class Watch(tune.Callback):
 
     def may_begin(self) -> bool:
         """Say whether there is budget for one more trial."""
-        return budget_left(self._study, self._budget, time.monotonic() - self._mark)
+        return self.error is None and budget_left(
+            self._study, self._budget, time.monotonic() - self._mark
+        )
 
 
 def budget_left(study: optuna.Study, budget: Budget, seconds: float = 0.0) -> bool:
@@ -148,15 +168,26 @@ def budget_left(study: optuna.Study, budget: Budget, seconds: float = 0.0) -> bo
     seconds
         Since the study was last told what time has passed.
     """
-    spent = study.user_attrs
     trials = own(study.get_trials(deepcopy=False))
     begun = sum(one.state is not TrialState.WAITING for one in trials)
-    seconds += spent.get(SECONDS, 0.0)
+    seconds += study.user_attrs.get(SECONDS, 0.0)
     return (
         (budget.trials is None or begun < budget.trials)
         and (budget.hours is None or seconds < budget.hours * 3600)
-        and (budget.cells is None or spent.get(CELLS, 0) < budget.cells)
+        and (budget.cells is None or cells_of(trials) < budget.cells)
+        and not _hopeless(trials)
     )
+
+
+def cells_of(trials: Sequence[FrozenTrial]) -> float:
+    """Add up the cells that trials have trained on."""
+    return float(sum(one.user_attrs.get(CELLS, 0) for one in trials))
+
+
+def _hopeless(trials: Sequence[FrozenTrial]) -> bool:
+    """Say whether trials fail one and all."""
+    states = [one.state for one in ended(trials)]
+    return len(states) >= HOPELESS and {*states} == {TrialState.FAIL}
 
 
 def _short(value: object) -> str:

@@ -240,3 +240,16 @@ def test_a_study_that_cannot_be_opened_is_named_without_its_password(searched):
             open_study(searched(), "s", url)
         assert "secret" not in str(caught.value)
         assert "search.storage" in caught.value.mend
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+def test_a_study_that_is_opened_again_draws_other_points(sampler, searched, tmp_path):
+    sweep = searched({"optim.lr": {"uniform": [0.1, 0.9]}}, search={"sampler": sampler})
+    drawn = []
+    for _ in range(2):
+        study = open_study(sweep, "again", f"sqlite:///{tmp_path}/study.db")
+        for _ in range(3):
+            trial = study.ask()
+            drawn.append(trial.suggest_float("optim.lr", 0.1, 0.9))
+            study.tell(trial, 0.5)
+    assert len({*drawn}) == 6

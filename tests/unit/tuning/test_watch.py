@@ -48,8 +48,11 @@ def test_a_budget_in_trials_counts_those_that_were_begun_by_this_sweep(searched,
     ids=str,
 )
 def test_a_budget_in_hours_and_cells(budget, left, searched, tune):
-    study = tune(searched()).study
-    attributes(study, **{SECONDS: 3000.0, CELLS: 1000})
+    session = tune(searched())
+    study = session.study
+    attributes(study, **{SECONDS: 3000.0})
+    for cells in (400, 600):
+        session.end(session.begin(), 0.5, **{CELLS: cells})
     assert budget_left(study, Budget(trials=None, **budget), 600.0) == left
 
 
@@ -88,6 +91,7 @@ def test_a_line_says_how_a_trial_ended_and_where_it_was(watched):
     session.end(trials[2], **report, **{CELLS: 30})
     watch.on_trial_complete(0, [], trials[2])
     session.end(trials[3], error=True)
+    trials[3].get_error = lambda: None
     watch.on_trial_error(0, [], trials[3])
     best = " (best 0.5 of trial 1)"
     assert seen.lines == [
@@ -105,9 +109,33 @@ def test_a_line_says_how_a_trial_ended_and_where_it_was(watched):
     assert [one.get("best_validation_loss") for one in seen.records] == [None, 0.5, 0.5, 0.5]
     assert seen.shown == [("sweep", done, 5) for done in range(5)]
     spent = session.study.user_attrs
-    assert spent[CELLS] == 130
     assert 0 < spent[SECONDS] < 60
     assert watch.may_begin()
+
+    unknown = session.begin()
+    session.end(unknown, error=True)
+    unknown.get_error = lambda: RuntimeError("Traceback\n  line 1\nKeyError: 'gene'")
+    watch.on_trial_error(0, [], unknown)
+    assert seen.lines[-1].startswith("trial 4 failed: KeyError: 'gene'")
+
+
+def test_what_goes_wrong_in_counting_ends_the_sweep(watched):
+    session, watch, _ = watched()
+    watch._outbox.put = None
+    trial = session.begin()
+    session.end(trial, 0.5)
+    watch.on_trial_complete(0, [], trial)
+    assert isinstance(watch.error, TypeError)
+    assert not watch.may_begin()
+
+
+def test_trials_that_all_fail_are_not_begun_for_ever(searched, tune):
+    session = tune(searched())
+    budget = Budget(trials=None, cells=1e9)
+    for _ in range(10):
+        assert budget_left(session.study, budget)
+        session.end(session.begin(), error=True)
+    assert not budget_left(session.study, budget)
 
 
 def test_the_best_is_the_highest_f1_and_never_an_earlier_sweeps(watched):
