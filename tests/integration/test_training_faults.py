@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from cellray.train.checkpoint import whole_checkpoints
 from cellray.train.storage import file_system
 
 OUTAGE = 30  # seconds
-ROOM = 32 << 20  # bytes: enough for small things, and not for an activation
+STEP = 32 << 20  # bytes
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +155,15 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(launch, number, status, wor
     assert driver.client.get_run(run_id).info.status == "KILLED"
 
 
-def _address_space(process):
-    """Give what it has mapped, at a moment of its own."""
-    time.sleep(0.05)
-    return process.memory_info().vms
+def _leave_no_room(driver, worker, seconds=240):
+    """Lower what a process may map, a little more every second, until it asks in vain."""
+    end = time.monotonic() + seconds
+    with suppress(psutil.NoSuchProcess):
+        room = worker.memory_info().vms
+        while driver.process.poll() is None and time.monotonic() < end:
+            worker.rlimit(psutil.RLIMIT_AS, (room, psutil.RLIM_INFINITY))
+            room -= STEP
+            time.sleep(1)
 
 
 @pytest.mark.slow
@@ -168,8 +174,7 @@ def test_a_worker_without_memory_says_so_and_is_not_tried_again(launch):
     )
     driver.until_step(2)
     (worker,) = driver.workers()
-    least = min(_address_space(worker) for _ in range(40))
-    psutil.Process(worker.pid).rlimit(psutil.RLIMIT_AS, (least + ROOM, least + ROOM))
+    _leave_no_room(driver, worker)
     assert driver.ended() == 2, driver.said()
     said = driver.said()
     assert "worker 0 ran out of memory at step" in said
