@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 Given = TypeVar("Given")
 
+AtlasUrl = Annotated[str | None, typer.Option("--atlas", metavar="URL", help=ATLAS)]
+Name = Annotated[str | None, typer.Option(help="Name of the model in the registry.")]
+Experiment = Annotated[str | None, typer.Option(help="MLflow experiment of the run.")]
+Storage = Annotated[
+    str | None, typer.Option(help="Where checkpoints go: a folder or s3:// that all nodes reach.")
+]
+
 train_verbs = typer.Typer()
 
 
@@ -39,8 +46,8 @@ train_verbs = typer.Typer()
 )
 def pretrain(
     *,
-    atlas: Annotated[str | None, typer.Option(metavar="URL", help=ATLAS)] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model in the registry.")] = None,
+    atlas: AtlasUrl = None,
+    name: Name = None,
     recipe: RecipeFile = None,
     changes: Changes = None,
     num_workers: Workers = None,
@@ -48,11 +55,8 @@ def pretrain(
         Literal["ddp", "fsdp"] | None,
         typer.Option(help="Replicate or shard; as --set train.strategy=."),
     ] = None,
-    experiment: Annotated[str | None, typer.Option(help="MLflow experiment of the run.")] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="Where checkpoints go: a folder or s3:// that all nodes reach."),
-    ] = None,
+    experiment: Experiment = None,
+    storage: Storage = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -132,8 +136,8 @@ def sweep(
     recipe: Annotated[
         Path | None, typer.Option(help="Sweep file: a recipe and a space; see configs/sweep/.")
     ] = None,
-    atlas: Annotated[str | None, typer.Option(metavar="URL", help=ATLAS)] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model in the registry.")] = None,
+    atlas: AtlasUrl = None,
+    name: Name = None,
     changes: Changes = None,
     label: Annotated[
         str | None, typer.Option(help="obs column of the metric knn_macro_f1; sets probe.label.")
@@ -154,11 +158,8 @@ def sweep(
         list[str] | None,
         typer.Option(metavar="SWEEP", help="Begin with an earlier sweep's trials. Repeatable."),
     ] = None,
-    experiment: Annotated[str | None, typer.Option(help="MLflow experiment of the runs.")] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="Where checkpoints go: a folder or s3:// that all nodes reach."),
-    ] = None,
+    experiment: Experiment = None,
+    storage: Storage = None,
     resume: Annotated[
         str | None,
         typer.Option(metavar="SWEEP", help="Go on with a sweep, from its id; with more budget."),

@@ -7,6 +7,7 @@ import copy
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -151,11 +152,12 @@ def run_step(
         parts["loss"].backward()
 
 
+@cache
 def gemm_rate(device: torch.device, dtype: torch.dtype | None = None) -> float:
     """Measure how many floating-point operations a second a large matrix product reaches here.
 
     The best of the products that fit into 0.2 s, after one that warms up: what a model's share of
-    the machine (MFU, Chowdhery et al. 2022) is told against.
+    the machine (MFU, Chowdhery et al. 2022) is told against. Measured once a process.
 
     Parameters
     ----------

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from pyarrow.fs import FileSystem
 
 from cellray.atlas.store import Atlas
@@ -20,6 +19,7 @@ from cellray.track.outbox import Outbox
 from cellray.train.checkpoint import State, Stored, prune
 from cellray.train.fit import Attempt, failed
 from cellray.train.ledger import Ledger
+from cellray.train.needs import own_device
 from cellray.train.parallel import parallelise
 from cellray.train.saver import Saver, Store
 from cellray.train.setup import Setup
@@ -54,7 +54,7 @@ def fit_here(
     system, _ = file_system(attempt.launch.storage)
     ticks = Ticks(attempt.step, choice.plan.steps, progress)
     ledger = Ledger(setup, outbox=outbox, logged=attempt.logged, tell=ticks.tell, step=attempt.step)
-    device = inline_device(recipe.train.accelerator)
+    device = own_device(recipe)
     learner = setup.learner(recipe).to(device)
     with _Keeper(ledger, system, recipe) as keeper:
         saver = Saver(
@@ -138,9 +138,3 @@ class _Keeper:
         self._ledger.take(told)
         self._stored.append(Stored(path, State(step), list(told["records"]), {}))
         self._stored = prune(self._system, self._stored, self._train.keep, self._train.best)
-
-
-def inline_device(accelerator: str) -> torch.device:
-    """Choose this process's GPU, if it may and can; Ray shows a trial those that it gave it."""
-    gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if gpu else "cpu")

@@ -6,15 +6,13 @@ The loop, the plan and the batches are those of `cellray.pretrain`, so the resul
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.feed.reader import read_batches
 from cellray.learn.learner import Learner
 from cellray.train.limits import Limits, check_memory
-from cellray.train.needs import Needs
+from cellray.train.needs import Needs, own_device
 from cellray.train.setup import prepare
 from cellray.train.timing import Record
 from cellray.train.worker import make_loop
@@ -54,8 +52,7 @@ def fit(
     plan, data = setup.choice.plan, recipe.data
     alone = recipe.with_(["train.num_workers=1"])
     check_memory(alone, Needs.of(alone, setup.learner(recipe), atlas), Limits.of(recipe, "."))
-    gpu = torch.cuda.is_available() and recipe.train.accelerator != "cpu"
-    device = torch.device("cuda" if gpu else "cpu")
+    device = own_device(recipe)
     learner = change(setup.learner(recipe)).to(device)
 
     def take(records: Sequence[Record], summary: Mapping[str, Any]) -> None:

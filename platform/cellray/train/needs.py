@@ -173,6 +173,24 @@ def trains_on_gpu(recipe: Recipe) -> bool:
     return wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available())
 
 
+def own_device(recipe: Recipe) -> torch.device:
+    """Choose what this process trains on, where it trains without workers.
+
+    Raises
+    ------
+    CellrayError
+        The recipe wants a GPU, and this process has none.
+    """
+    if not trains_on_gpu(recipe):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise CellrayError(
+            "train.accelerator is gpu, and this process has none",
+            "set train.accelerator to auto or cpu, or run where there is one",
+        )
+    return torch.device("cuda")
+
+
 def memory_limit() -> int:
     """Give the bytes of memory that processes here may use: the machine's, or their group's."""
     total: int = psutil.virtual_memory().total

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
@@ -59,7 +60,7 @@ class SweepLaunch:
 
         A study that a bucket keeps is fetched where it is not here.
         """
-        shared = self.sweep().settings.search.storage
+        shared: str | None = self.settings["search"]["storage"]
         if shared is not None:
             return shared
         file = StudyFile.of(self.storage, run_id)
@@ -82,37 +83,36 @@ class SweepLaunch:
         runs.log_document(run_id, FILE, asdict(self))
 
 
-@dataclass(frozen=True)
-class Earlier:
-    """A sweep that another one begins with."""
+def earlier_trials(run_id: str, launch: SweepLaunch, wanted: Sweep) -> list[FrozenTrial]:
+    """Give an earlier sweep's trials that succeeded, with what of them lies in the new space.
 
-    run_id: str
-    launch: SweepLaunch
+    Parameters
+    ----------
+    run_id, launch
+        The earlier sweep.
+    wanted
+        The new one.
 
-    def trials(self, wanted: Sweep) -> list[FrozenTrial]:
-        """Give its trials that succeeded, with what of them lies where the new sweep searches.
-
-        Raises
-        ------
-        CellrayError
-            It has another metric, or no parameter in common.
-        """
-        its, keys = self.launch.sweep(), searched(wanted.space)
-        if its.metrics != wanted.metrics:
-            raise CellrayError(
-                f"sweep {self.run_id} searched for {' and '.join(its.metrics)}, and this one for "
-                f"{' and '.join(wanted.metrics)}",
-                "warm-start from a sweep of the same metric",
-            )
-        if not keys.keys() & searched(its.space).keys():
-            raise CellrayError(
-                f"sweep {self.run_id} and this one have no parameter in common",
-                "leave the warm start out",
-            )
-        study = load_study(self.launch.study(self.run_id), self.run_id)
-        done = study.get_trials(states=[TrialState.COMPLETE])
-        known = [_known(one, keys) for one in done]
-        return [one for one in known if one.params]
+    Raises
+    ------
+    CellrayError
+        It has another metric, or no parameter in common.
+    """
+    its, keys = launch.sweep(), searched(wanted.space)
+    if its.metrics != wanted.metrics:
+        raise CellrayError(
+            f"sweep {run_id} searched for {' and '.join(its.metrics)}, and this one for "
+            f"{' and '.join(wanted.metrics)}",
+            "warm-start from a sweep of the same metric",
+        )
+    if not keys.keys() & searched(its.space).keys():
+        raise CellrayError(
+            f"sweep {run_id} and this one have no parameter in common",
+            "leave the warm start out",
+        )
+    done = load_study(launch.study(run_id), run_id).get_trials(states=[TrialState.COMPLETE])
+    known = [_known(one, keys) for one in done]
+    return [one for one in known if one.params]
 
 
 def _known(trial: FrozenTrial, nodes: Mapping[str, Searched]) -> FrozenTrial:
@@ -171,18 +171,15 @@ def settle(run_id: str) -> str:
     CellrayError
         The sweep is going on.
     """
-    api = client()
-    sweep = api.get_run(run_id)
+    sweep = client().get_run(run_id)
     if sweep.info.status == "RUNNING" and alive(sweep.data.tags.get(DRIVER, "")):
         raise CellrayError(
             f"sweep {run_id} is still going on in this machine's process "
             f"{sweep.data.tags[DRIVER].split()[1]}",
             "wait for it, or end that process first",
         )
-    words = f"tags.`{SWEEP}` = '{run_id}' and attributes.status = 'RUNNING'"
-    trials = api.search_runs([sweep.info.experiment_id], words)
     until = time.monotonic() + ORPHAN_SECONDS
-    for trial in trials:
+    for trial in _running(sweep):
         while alive(trial.data.tags.get(DRIVER, "")):
             if time.monotonic() > until:
                 raise CellrayError(
@@ -198,10 +195,14 @@ def settle(run_id: str) -> str:
 @store_errors()
 def close_trials(run_id: str) -> None:
     """End the runs of trials whose processes were ended before they could."""
-    experiment = client().get_run(run_id).info.experiment_id
-    words = f"tags.`{SWEEP}` = '{run_id}' and attributes.status = 'RUNNING'"
-    for trial in client().search_runs([experiment], words):
+    for trial in _running(client().get_run(run_id)):
         runs.finish_run(trial.info.run_id, "KILLED")
+
+
+def _running(sweep: Run) -> list[Run]:
+    """List the runs of a sweep's trials that MLflow takes to be going on."""
+    words = f"tags.`{SWEEP}` = '{sweep.info.run_id}' and attributes.status = 'RUNNING'"
+    return list(client().search_runs([sweep.info.experiment_id], words))
 
 
 def load_study(url: str, name: str) -> optuna.Study:

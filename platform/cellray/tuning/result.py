@@ -13,7 +13,7 @@ from cellray.track.promotion import promote
 from cellray.train.trained import finished, register
 from cellray.tuning.launch import SweepLaunch
 from cellray.tuning.points import front
-from cellray.tuning.search import FAILED, RUN, SECONDS, own
+from cellray.tuning.search import FAILED, LOST, RUN, SECONDS, own
 from cellray.tuning.settings import Sweep
 
 CHALLENGER = "challenger"
@@ -69,7 +69,7 @@ def best_trial(wanted: Sweep, study: optuna.Study) -> FrozenTrial:
             raise CellrayError(
                 f"none of {len(trials)} trials has trained to its end", "give the sweep more budget"
             )
-        first = failed[0].user_attrs.get(FAILED, "its process was lost")
+        first = failed[0].user_attrs.get(FAILED, LOST)
         raise CellrayError(
             f"none of {len(trials)} trials has succeeded; trial {failed[0].number}: {first}",
             "mend that, and start a new sweep",

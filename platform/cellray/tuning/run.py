@@ -22,10 +22,16 @@ from cellray.train.run import DELIVERY_SECONDS
 from cellray.train.setup import prepare
 from cellray.train.storage import outbox_file, run_storage
 from cellray.tuning.figures import sweep_files
-from cellray.tuning.launch import Earlier, SweepLaunch, close_trials, find_sweep, load_study, settle
-from cellray.tuning.points import corners
+from cellray.tuning.launch import (
+    SweepLaunch,
+    close_trials,
+    earlier_trials,
+    find_sweep,
+    load_study,
+    settle,
+)
 from cellray.tuning.result import SweepRef, best_trial, registered
-from cellray.tuning.search import open_study, study_errors
+from cellray.tuning.search import choose_sampler, open_study, study_errors
 from cellray.tuning.settings import Sweep
 from cellray.tuning.study import StudyFile
 from cellray.tuning.trial import Job
@@ -74,7 +80,7 @@ def sweep(
     where = run_storage(storage)
     check_writable(where)
     _check(wanted, opened, where)
-    earlier = [Earlier(one, find_sweep(one)).trials(wanted) for one in warm_start]
+    earlier = [earlier_trials(one, find_sweep(one), wanted) for one in warm_start]
     params = shown_params(wanted) | {"atlas": opened.url, "atlas_digest": opened.digest}
     with runs.run(
         experiment=experiment,
@@ -91,12 +97,13 @@ def sweep(
             experiment,
         )
         launch.store(run_id)
+        StudyFile.of(where, run_id).make_room()
         study = open_study(wanted, run_id, launch.study(run_id))
         for one in earlier:
             study.add_trials(one)
         for point in wanted.first:
             study.enqueue_trial(point)
-        study = open_study(wanted, run_id, launch.study(run_id))  # its sampler knows them
+        choose_sampler(study, wanted.settings.search)  # by how many they are
         return _search(launch, wanted, run_id, study, progress, say)
 
 
@@ -161,14 +168,14 @@ def shown_params(wanted: Sweep) -> dict[str, str]:
 
 def _check(wanted: Sweep, atlas: Atlas, storage: str) -> None:
     """Refuse before the first trial what would fail in all of them."""
-    first = wanted.recipe(next(corners(wanted.space)))
-    setup = prepare(first, atlas)
+    example = wanted.example
+    setup = prepare(example, atlas)
     if "validation_loss" in wanted.metrics and not len(setup.validation_cells):
         raise CellrayError(
             "the metric is validation_loss, and no cells are held out for validation",
             "set data.validation above zero, or name a data.split",
         )
-    if "knn_macro_f1" in wanted.metrics and first.probe.label is None:
+    if "knn_macro_f1" in wanted.metrics and example.probe.label is None:
         raise CellrayError(
             "the metric is knn_macro_f1, and no label is named to predict",
             "give --label COLUMN, or set probe.label in the sweep's recipe",
@@ -179,7 +186,7 @@ def _check(wanted: Sweep, atlas: Atlas, storage: str) -> None:
             "search.storage holds a password, which MLflow would show",
             "leave it out of the URL, and give it by the database's own means, such as PGPASSFILE",
         )
-    checked_budget(first, atlas, setup, storage)
+    checked_budget(example, atlas, setup, storage)
 
 
 def _holds_password(url: str) -> bool:
@@ -198,8 +205,8 @@ def _search(
 ) -> SweepRef:
     """Run trials until the budget is spent, and put the result away."""
     outbox = Outbox(run_id, outbox_file(launch.storage, run_id), uri=tracking_uri())
-    own = None if wanted.settings.search.storage else StudyFile.of(launch.storage, run_id)
-    watch = Watch(wanted, study, outbox, own, progress, say)
+    file = None if wanted.settings.search.storage else StudyFile.of(launch.storage, run_id)
+    watch = Watch(wanted, study, outbox, file, progress, say)
     job = Job(
         wanted,
         run_id,

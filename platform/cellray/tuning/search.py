@@ -23,6 +23,7 @@ from optuna.samplers import (
 )
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -44,6 +45,7 @@ REDUCTION = 3
 """Of successive halving: one trial in so many goes on, from 1/10, 3/10 and 9/10 of its epochs."""
 CELLS, SECONDS, RUN, FAILED = "cells", "seconds", "run_id", "failed"
 """User attributes: of a study and a trial what it has cost; of a trial its run, and its error."""
+LOST = "its process was lost"
 EARLIER = "earlier"
 """User attribute of a trial that an earlier sweep has made."""
 
@@ -91,13 +93,19 @@ def open_study(sweep: Sweep, name: str, url: str) -> optuna.Study:
             directions=["minimize" if mode == "min" else "maximize" for mode in sweep.modes],
             load_if_exists=True,
         )
-        search, known = sweep.settings.search, len(study.get_trials(deepcopy=False))
-        if known:  # the same seed would draw the first session's points again
-            search = search.model_copy(
-                update={"seed": seed_of(search.seed, "sampler", known) % SEEDS}
-            )
-        study.sampler = SAMPLERS[search.sampler](search)
+        choose_sampler(study, sweep.settings.search)
         return study
+
+
+def choose_sampler(study: optuna.Study, search: Search) -> None:
+    """Give a study its sampler, whose draws follow from the seed and the trials there are.
+
+    The same seed alone would draw the first session's points again.
+    """
+    seed = search.seed
+    if known := len(study.get_trials(deepcopy=False)):
+        seed = seed_of(seed, "sampler", known) % SEEDS
+    study.sampler = SAMPLERS[search.sampler](search.model_copy(update={"seed": seed}))
 
 
 @contextmanager
@@ -166,7 +174,7 @@ class StudySearch(OptunaSearch):
         """Save nothing: the study is the record."""
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Leave what is on its way to `Prune`, which is asked first."""
+        """Leave what is on its way to `StudyScheduler`, which is asked first."""
 
     def on_trial_complete(
         self,
@@ -195,7 +203,7 @@ class StudySearch(OptunaSearch):
         self._completed_trials.add(trial_id)
 
 
-class Prune(FIFOScheduler):
+class StudyScheduler(FIFOScheduler):
     """Asks the study's pruner at every tenth of a trial's own epochs whether it shall go on.
 
     Trials of different numbers of epochs are compared at the same share of their way, where their
@@ -206,20 +214,38 @@ class Prune(FIFOScheduler):
     def __init__(self, study: optuna.Study) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._study = study
-        self._known = {one.number: one._trial_id for one in study.get_trials(deepcopy=False)}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ANN401 - Ray's signature
         """Decide, at the first report beyond a tenth."""
         del tune_controller
         if "ended" in result or FAILED in result or len(self._study.directions) > 1:
             return TrialScheduler.CONTINUE
-        number = trial.config["number"]
-        if number not in self._known:
-            found = self._study.get_trials(deepcopy=False)
-            self._known = {one.number: one._trial_id for one in found}
-        known = optuna.Trial(self._study, self._known[number])
-        told = self._study._storage.get_trial(self._known[number]).intermediate_values
-        if (tenth := int(result["tenth"])) in told:  # it goes on from a checkpoint
+        known, tenth = self._known(trial), int(result["tenth"])
+        told = self._study._storage.get_trial(known._trial_id)
+        if tenth in told.intermediate_values:  # it goes on from a checkpoint
             return TrialScheduler.CONTINUE
         known.report(result["value"], tenth)
         return TrialScheduler.STOP if known.should_prune() else TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ANN401 - Ray's signature
+        """Say in the study why a trial is given up, before the searcher ends it there."""
+        del tune_controller
+        self._known(trial).set_user_attr(FAILED, _reason(trial.get_pickled_error()))
+
+    def _known(self, trial: Trial) -> optuna.Trial:
+        """Give the study's trial of a trial of Tune's."""
+        storage, study_id = self._study._storage, self._study._study_id
+        number = trial.config["number"]
+        return optuna.Trial(
+            self._study, storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        )
+
+
+def _reason(error: Exception | None) -> str:
+    """Say in a line why a trial's process has ended, as far as Ray knows."""
+    if not isinstance(error, RayTaskError):
+        return LOST
+    cause = error.cause
+    if isinstance(cause, CellrayError):
+        return cause.what
+    return f"{type(cause).__name__}: {first_line(cause)}"

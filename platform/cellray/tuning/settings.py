@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -138,10 +139,15 @@ class Sweep:
         """The points that are tried first, as Optuna names them."""
         return [point(self.space, one) for one in self.settings.first]
 
+    @cached_property
+    def example(self) -> Recipe:
+        """The recipe of a point of the space, for what all points share."""
+        return self.recipe(next(corners(self.space)))
+
     @property
     def alone(self) -> bool:
         """Whether a trial has one worker, and so trains in its own process."""
-        return self.recipe(next(corners(self.space))).train.worlds[-1] == 1
+        return self.example.train.worlds[-1] == 1
 
     def recipe(self, values: Values) -> Recipe:
         """Give the recipe of a point.

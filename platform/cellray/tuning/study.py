@@ -51,9 +51,12 @@ class StudyFile:
 
     @property
     def url(self) -> str:
-        """The SQLAlchemy URL of the file, whose folder is made."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        """The SQLAlchemy URL of the file."""
         return f"sqlite:///{self.file}"
+
+    def make_room(self) -> None:
+        """Make the folder of a study that begins."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
 
     def keep(self) -> None:
         """Renew the copy; where that fails the sweep goes on, and the next one is whole again."""
@@ -75,5 +78,7 @@ class StudyFile:
             return
         system, path = file_system(self.folder)
         if system.get_file_info(f"{path}/{FILE}").is_file:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            copy_files(f"{path}/{FILE}", str(self.file), source_filesystem=system)
+            self.make_room()
+            whole = self.file.with_suffix(".part")  # a copy that is cut off is no study
+            copy_files(f"{path}/{FILE}", str(whole), source_filesystem=system)
+            whole.replace(self.file)

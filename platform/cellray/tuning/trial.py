@@ -33,7 +33,6 @@ SWEEP, NUMBER, POINT = "cellray.sweep", "cellray.trial", "cellray.point"
 """Tags of a trial's run: whose it is, its number in the study, and where it was in the space."""
 PARENT = "mlflow.parentRunId"
 
-
 GOODBYE_SECONDS = 60
 """How long a trial that is stopped may take to end its run."""
 
@@ -114,7 +113,7 @@ def run_trial(config: Mapping[str, Any], *, job: Job) -> None:
     number, began = int(config["number"]), time.perf_counter()
     told: dict[str, Any] = {}
     try:
-        found = _begun_before(job, number, config["values"])
+        found = begun_before(job, number, config["values"])
         if found is not None and found.info.status == "FINISHED":
             run, trained = finished(found.info.run_id)  # its process ended before it could tell
         else:
@@ -143,7 +142,7 @@ def find_trial(sweep_id: str, number: int) -> mlflow.entities.Run | None:
     return found[0] if found else None
 
 
-def _begun_before(job: Job, number: int, values: Mapping[str, Any]) -> mlflow.entities.Run | None:
+def begun_before(job: Job, number: int, values: Mapping[str, Any]) -> mlflow.entities.Run | None:
     """Find the run of a trial that was begun in another process, if it can be gone on with.
 
     Raises

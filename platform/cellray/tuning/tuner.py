@@ -12,8 +12,7 @@ from ray import tune
 from cellray.core.errors import CellrayError
 from cellray.track.store import scrub, tracking_uri
 from cellray.train.fit import wants_gpu
-from cellray.tuning.points import corners
-from cellray.tuning.search import Prune, StudySearch
+from cellray.tuning.search import StudyScheduler, StudySearch
 from cellray.tuning.settings import Sweep
 from cellray.tuning.trial import Job, trainable
 from cellray.tuning.watch import Watch
@@ -47,7 +46,7 @@ def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch:
             tune.with_resources(trainable(job), resources),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearch(wanted, study, left=watch.may_begin),
-                scheduler=Prune(study),
+                scheduler=StudyScheduler(study),
                 num_samples=-1,  # until the searcher has no more
                 max_concurrent_trials=_at_once(wanted),
                 reuse_actors=wanted.alone,  # one that waits for workers is ended with them
@@ -68,13 +67,12 @@ def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch:
 
 def _resources(wanted: Sweep) -> dict[str, float]:
     """Say what a trial's process asks of Ray; workers of its own ask for themselves."""
-    train = wanted.recipe(next(corners(wanted.space))).train
     if not wanted.alone:
         return {"CPU": CONTROLLER_CPUS}
-    settings = wanted.settings
+    settings, train = wanted.settings, wanted.example.train
     gpus = settings.gpus_per_trial
     if gpus is None:
-        gpus = float(wants_gpu(wanted.recipe(next(corners(wanted.space))), resources_of_ray()))
+        gpus = float(wants_gpu(wanted.example, _ray_resources()))
     elif not gpus and train.accelerator == "gpu":
         raise CellrayError(
             "train.accelerator is gpu, and gpus_per_trial is 0",
@@ -84,7 +82,7 @@ def _resources(wanted: Sweep) -> dict[str, float]:
     return {"CPU": settings.cpus_per_trial, **gpu, **train.resources_per_worker}
 
 
-def resources_of_ray() -> dict[str, float]:
+def _ray_resources() -> dict[str, float]:
     """Give what all nodes have together."""
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return found
@@ -95,9 +93,9 @@ def _at_once(wanted: Sweep) -> int | None:
     if wanted.alone or wanted.settings.concurrent is not None:
         return wanted.settings.concurrent
     # A trial that waits for workers asks for next to nothing: all of them would begin at once.
-    train = wanted.recipe(next(corners(wanted.space))).train
+    train = wanted.example.train
     each = train.worlds[-1] * train.cpus_per_worker + READ_CPUS
-    return max(1, int(resources_of_ray().get("CPU", 0) // each))
+    return max(1, int(_ray_resources().get("CPU", 0) // each))
 
 
 def _check_room(resources: Mapping[str, float]) -> None:

@@ -11,14 +11,13 @@ from ray.tune.experiment import Trial
 
 from cellray.core.types import Progress
 from cellray.track.outbox import Outbox
-from cellray.tuning.search import CELLS, FAILED, SECONDS, ended, own
+from cellray.tuning.search import CELLS, FAILED, LOST, SECONDS, ended, own
 from cellray.tuning.sections import Budget
 from cellray.tuning.settings import Sweep
 from cellray.tuning.study import StudyFile
 
 HOPELESS = 10
 """Trials that fail, and none that does not, after which no more is begun."""
-LOST = "its process was lost"
 
 
 class Watch(tune.Callback):
@@ -55,7 +54,6 @@ class Watch(tune.Callback):
         self._progress = progress
         self._say = say
         self._mark = time.monotonic()
-        self._errors: dict[int, str] = {}
         self.error: Exception | None = None
         self._show()
 
@@ -95,10 +93,7 @@ class Watch(tune.Callback):
     ) -> None:
         """Take a trial whose process was lost too often."""
         del iteration, trials
-        number, error = trial.config["number"], str(trial.get_error() or "").strip()
-        if error:
-            self._errors[number] = error.splitlines()[-1]
-        self._guarded(number)
+        self._guarded(trial.config["number"])
 
     def _count_time(self) -> None:
         now, spent = time.monotonic(), self._study.user_attrs.get(SECONDS, 0.0)
@@ -139,7 +134,7 @@ class Watch(tune.Callback):
         elif one.state is TrialState.PRUNED:
             told = f"pruned at {one.last_step or 0}0 % with {names[0]} {one.value:.4g}"
         else:
-            told = f"failed: {one.user_attrs.get(FAILED) or self._errors.get(one.number, LOST)}"
+            told = f"failed: {one.user_attrs.get(FAILED, LOST)}"
         where = ", ".join(f"{key}={_short(value)}" for key, value in one.params.items())
         best = self._better(done, key=lambda trial: trial.values[0]) if done else None
         mark = f" (best {best.values[0]:.4g} of trial {best.number})" if best else ""

@@ -1,4 +1,4 @@
-"""A fresh SQLite store in a working folder of its own, and a small learner to register."""
+"""A small learner to register, and versions to compare."""
 
 import shutil
 
@@ -8,29 +8,8 @@ from cellray.core.recipe import Recipe
 from cellray.learn.learner import Learner
 from cellray.track import models, runs
 from cellray.track.promotion import promote
-from cellray.track.store import client
 
 GENES = [f"GENE{i}" for i in range(40)]
-
-
-@pytest.fixture(scope="session")
-def made_store(tmp_path_factory):
-    """Make a store once; making one takes seconds, copying it none."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        client()
-    return folder / ".cellray"
-
-
-@pytest.fixture
-def store(made_store, tmp_path, monkeypatch):
-    """Work in an empty folder that has a store; give the folder."""
-    shutil.copytree(made_store, tmp_path / ".cellray")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from optuna.storages import RDBStorage
 
-from cellray.tuning.search import StudySearch, open_study
+from cellray.tuning.search import StudyScheduler, StudySearch, open_study
 from cellray.tuning.settings import Sweep
 
 RATE = {"optim.lr": {"loguniform": [1e-4, 1e-2]}}
@@ -42,6 +42,7 @@ class Tune:
     """Does with a sweep's searcher what Tune does, and what a trial tells it."""
 
     def __init__(self, sweep, url, left=lambda: True):
+        self.sweep = sweep
         self.study = open_study(sweep, "sweep", url)
         self.search = StudySearch(sweep, self.study, left=left)
         self._count = 0
@@ -59,6 +60,12 @@ class Tune:
         names = ("validation_loss", "knn_macro_f1")
         metrics = dict(zip(names, values, strict=False)) | ({"ended": True} if values else {})
         self.search.on_trial_complete(trial.trial_id, metrics | told, error=error)
+
+    def lose(self, trial, error):
+        """End a trial as Tune does one whose process was lost, or has raised."""
+        trial.get_pickled_error = lambda: error
+        StudyScheduler(self.study).on_trial_error(None, trial)
+        self.end(trial, error=True)
 
     def known(self, trial):
         return self.study.get_trials()[trial.config["number"]]

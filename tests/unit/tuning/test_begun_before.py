@@ -8,7 +8,7 @@ import pytest
 from cellray.core.errors import CellrayError
 from cellray.track import runs
 from cellray.track.store import client
-from cellray.tuning.trial import NUMBER, POINT, SWEEP, _begun_before, find_trial
+from cellray.tuning.trial import NUMBER, POINT, SWEEP, begun_before, find_trial
 
 VALUES = {"optim.lr": 0.001}
 
@@ -29,7 +29,7 @@ def begin(sweep_id, number, *, launched=True):
 
 
 def before(sweep_id, number, values):
-    return _begun_before(SimpleNamespace(run_id=sweep_id), number, values)
+    return begun_before(SimpleNamespace(run_id=sweep_id), number, values)
 
 
 def test_the_run_of_the_same_number_and_point_is_found(sweep_id):

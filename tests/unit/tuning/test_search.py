@@ -17,7 +17,7 @@ from cellray.tuning.search import (
     RUN,
     SAMPLERS,
     SECONDS,
-    Prune,
+    StudyScheduler,
     ended,
     open_study,
     own,
@@ -78,7 +78,7 @@ def test_there_is_a_sampler_and_a_pruner_for_every_name():
 @pytest.mark.parametrize("name", ["tpe", "gp", "random", "nsga2"])
 def test_two_metrics_are_searched_by_all_samplers_that_are_allowed_them(name, searched, tune):
     session = tune(searched(SPACE, two=True, search={"sampler": name, "startup": 0}))
-    prune = Prune(session.study)
+    prune = StudyScheduler(session.study)
     for count in range(4):
         trial = session.begin()
         report = {"value": 0.5, "tenth": 1}
@@ -180,20 +180,20 @@ def report(prune, trial, value, tenth):
 
 def test_a_tenth_is_reported_once_though_a_trial_goes_on_from_a_checkpoint(searched, tune):
     session = tune(searched(search={"pruner": "median", "startup": 1}))
-    prune = Prune(session.study)
+    prune = StudyScheduler(session.study)
     first, second, third = (session.begin() for _ in range(3))
     assert not report(prune, first, 0.5, 2)
     session.end(first, 0.4)
     assert not report(prune, second, 0.3, 2)
     assert not report(prune, second, 99.0, 2)
-    assert not report(Prune(session.study), second, 99.0, 2)  # in another session, too
+    assert not report(StudyScheduler(session.study), second, 99.0, 2)  # in another session, too
     assert session.known(second).intermediate_values == {2: 0.3}
     assert report(prune, third, 99.0, 2)
 
 
 def test_the_end_of_a_trial_is_not_a_place_to_prune(searched, tune):
     session = tune(searched(search={"pruner": "median", "startup": 0}))
-    prune, trial = Prune(session.study), session.begin()
+    prune, trial = StudyScheduler(session.study), session.begin()
     for result in ({"ended": True, "validation_loss": 9.0}, {FAILED: "it is too large"}):
         assert prune.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE
     assert session.known(trial).intermediate_values == {}
@@ -205,7 +205,7 @@ def test_the_end_of_a_trial_is_not_a_place_to_prune(searched, tune):
 def test_the_median_prunes_what_is_behind_at_the_same_share(metric, good, bad, searched, tune):
     sweep = searched(search={"pruner": "median", "startup": 3}, metric=metric)
     session = tune(sweep)
-    prune = Prune(session.study)
+    prune = StudyScheduler(session.study)
     for value in (0.4, 0.5, 0.6):
         trial = session.begin()
         assert not any(report(prune, trial, value, tenth) for tenth in range(1, 10))
@@ -218,7 +218,7 @@ def test_the_median_prunes_what_is_behind_at_the_same_share(metric, good, bad, s
 
 def test_successive_halving_lets_a_third_go_on_from_its_tenths(searched, tune):
     session = tune(searched(search={"pruner": "asha"}))
-    prune = Prune(session.study)
+    prune = StudyScheduler(session.study)
     trials = [session.begin() for _ in range(9)]
     left = []
     for trial in trials:

@@ -1,7 +1,7 @@
 """What is kept of a sweep: to resume it, to begin another one with it, and to refuse both."""
 
-import shutil
 import socket
+from functools import partial
 
 import optuna
 import psutil
@@ -14,9 +14,9 @@ from cellray.track.store import client
 from cellray.train.launch import DRIVER
 from cellray.tuning import launch as launching
 from cellray.tuning.launch import (
-    Earlier,
     SweepLaunch,
     close_trials,
+    earlier_trials,
     find_sweep,
     load_study,
     settle,
@@ -28,25 +28,6 @@ from cellray.tuning.trial import NUMBER, SWEEP, find_trial
 
 RATE = {"optim.lr": {"loguniform": [1e-4, 1e-2]}}
 WIDTHS = {"encoder.widths": {"choice": [[16], [32, 16]]}}
-
-
-@pytest.fixture(scope="module")
-def made_store(tmp_path_factory):
-    """Make a store once; making one takes seconds, copying it none."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        client()
-    return folder / ".cellray"
-
-
-@pytest.fixture
-def store(made_store, tmp_path, monkeypatch):
-    """Work in an empty folder that has a store."""
-    shutil.copytree(made_store, tmp_path / ".cellray")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
 
 
 def begin(name="swept", **tags):
@@ -70,6 +51,7 @@ def earlier(launch):
 
     def make(points, space=None, run_id="before", **settings):
         made = launch(space, **settings)
+        StudyFile.of(made.storage, run_id).make_room()
         study = open_study(made.sweep(), run_id, made.study(run_id))
         for value, params in enumerate(points):
             distributions = {k: where for k, (where, _) in params.items()}
@@ -82,7 +64,7 @@ def earlier(launch):
                     user_attrs={RUN: f"run{value}"},
                 )
             )
-        return Earlier(run_id, made), study
+        return partial(earlier_trials, run_id, made), study
 
     return make
 
@@ -96,11 +78,11 @@ def test_an_earlier_sweeps_trials_come_with_what_is_searched_again(earlier, sear
     before, study = earlier(POINTS, RATE | WIDTHS)
     study.ask()
     study.tell(study.ask(), state=TrialState.FAIL)
-    (first, second) = before.trials(searched(RATE))
+    (first, second) = before(searched(RATE))
     assert (first.params, second.params) == ({"optim.lr": 1e-3}, {"optim.lr": 2e-3})
     assert (first.values, second.values) == ([0.0], [1.0])
     assert first.user_attrs == {RUN: "run0", EARLIER: True}
-    (only,) = before.trials(searched(WIDTHS))
+    (only,) = before(searched(WIDTHS))
     assert only.params == {"encoder.widths": "[16]"}
 
 
@@ -127,7 +109,7 @@ def test_a_new_sweep_searches_elsewhere_and_takes_what_lies_there(
 ):
     before, _ = earlier(POINTS, RATE | WIDTHS)
     sweep = searched(space, search={"startup": 0})
-    known = before.trials(sweep)
+    known = before(sweep)
     assert [one.params for one in known] == kept
     study = open_study(sweep, "after", url)
     study.add_trials(known)
@@ -137,16 +119,16 @@ def test_a_new_sweep_searches_elsewhere_and_takes_what_lies_there(
 
 def test_a_warm_start_of_two_metrics(earlier, searched):
     before, _ = earlier(POINTS, RATE, two=True)
-    found = before.trials(searched(RATE, two=True))
+    found = before(searched(RATE, two=True))
     assert [one.values for one in found] == [[0.0, 0.0], [1.0, 1.0]]
 
 
 def test_a_warm_start_that_says_nothing_is_refused(earlier, searched):
     before, _ = earlier(POINTS, RATE)
     with pytest.raises(CellrayError, match="before searched for validation_loss, and this one for"):
-        before.trials(searched(RATE, metric="knn_macro_f1"))
+        before(searched(RATE, metric="knn_macro_f1"))
     with pytest.raises(CellrayError, match="before and this one have no parameter in common"):
-        before.trials(searched({"optim.clip": {"uniform": [1, 2]}}))
+        before(searched({"optim.clip": {"uniform": [1, 2]}}))
 
 
 def test_a_launch_is_stored_and_read_back(store, launch):
@@ -197,6 +179,7 @@ def test_a_study_that_is_gone_is_said(launch, tmp_path):
     url = made.study("id")
     with pytest.raises(CellrayError, match=f"study of sweep id is not here: no file {tmp_path}"):
         load_study(url, "id")
+    StudyFile.of(made.storage, "id").make_room()
     open_study(made.sweep(), "another", url)
     with pytest.raises(CellrayError, match=r"sweep id ended before it began: .* holds no study"):
         load_study(url, "id")

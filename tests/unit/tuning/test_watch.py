@@ -4,8 +4,11 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from ray.exceptions import RayActorError, RayTaskError
 
-from cellray.tuning.search import CELLS, EARLIER, FAILED, SECONDS, Prune
+from cellray.core.errors import CellrayError
+from cellray.tuning.result import best_trial
+from cellray.tuning.search import CELLS, EARLIER, FAILED, SECONDS, StudyScheduler
 from cellray.tuning.sections import Budget
 from cellray.tuning.watch import Watch, budget_left
 
@@ -87,11 +90,10 @@ def test_a_line_says_how_a_trial_ended_and_where_it_was(watched):
     session.end(trials[1], 0.5, **{CELLS: 100})
     watch.on_trial_complete(0, [], trials[1])
     report = {"value": 0.75, "tenth": 3}
-    Prune(session.study).on_trial_result(None, trials[2], report)
+    StudyScheduler(session.study).on_trial_result(None, trials[2], report)
     session.end(trials[2], **report, **{CELLS: 30})
     watch.on_trial_complete(0, [], trials[2])
-    session.end(trials[3], error=True)
-    trials[3].get_error = lambda: None
+    session.lose(trials[3], RayActorError())
     watch.on_trial_error(0, [], trials[3])
     best = " (best 0.5 of trial 1)"
     assert seen.lines == [
@@ -112,11 +114,24 @@ def test_a_line_says_how_a_trial_ended_and_where_it_was(watched):
     assert 0 < spent[SECONDS] < 60
     assert watch.may_begin()
 
-    unknown = session.begin()
-    session.end(unknown, error=True)
-    unknown.get_error = lambda: RuntimeError("Traceback\n  line 1\nKeyError: 'gene'")
-    watch.on_trial_error(0, [], unknown)
-    assert seen.lines[-1].startswith("trial 4 failed: KeyError: 'gene'")
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (KeyError("gene"), "KeyError: 'gene'"),
+        (CellrayError("the bucket is away", "mend it"), "the bucket is away"),
+        (RuntimeError("one line\nand more"), "RuntimeError: one line"),
+    ],
+    ids=["any", "cellray", "lines"],
+)
+def test_what_a_process_raised_is_said_and_kept(cause, said, watched):
+    session, watch, seen = watched()
+    trial = session.begin()
+    session.lose(trial, RayTaskError("train", "a traceback", cause).as_instanceof_cause())
+    watch.on_trial_error(0, [], trial)
+    assert seen.lines[-1].startswith(f"trial 0 failed: {said};")
+    with pytest.raises(CellrayError, match=f"trial 0: {said}"):
+        best_trial(session.sweep, session.study)
 
 
 def test_what_goes_wrong_in_counting_ends_the_sweep(watched):
