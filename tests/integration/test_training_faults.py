@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -20,7 +19,6 @@ from cellray.train.checkpoint import whole_checkpoints
 from cellray.train.storage import file_system
 
 OUTAGE = 30  # seconds
-STEP = 32 << 20  # bytes
 
 
 @pytest.fixture(scope="module")
@@ -155,26 +153,30 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(launch, number, status, wor
     assert driver.client.get_run(run_id).info.status == "KILLED"
 
 
-def _leave_no_room(driver, worker, seconds=240):
-    """Lower what a process may map, a little more every second, until it asks in vain."""
-    end = time.monotonic() + seconds
-    with suppress(psutil.NoSuchProcess):
-        room = worker.memory_info().vms
-        while driver.process.poll() is None and time.monotonic() < end:
-            worker.rlimit(psutil.RLIMIT_AS, (room, psutil.RLIM_INFINITY))
-            room -= STEP
-            time.sleep(1)
+def _leave_no_room(worker, room, seconds=5):
+    """Let a process map so many bytes more than it does between its steps."""
+    end, mapped = time.monotonic() + seconds, []
+    while time.monotonic() < end:
+        mapped.append(worker.memory_info().vms)
+        time.sleep(0.01)
+    _, hard = worker.rlimit(psutil.RLIMIT_AS)
+    worker.rlimit(psutil.RLIMIT_AS, (min(mapped) + room, hard))
 
 
 @pytest.mark.slow
 def test_a_worker_without_memory_says_so_and_is_not_tried_again(launch):
-    # An activation is 64 MiB: beyond what malloc keeps for later, so that each step asks for it.
+    # An activation is 256 MiB: malloc keeps none so large, each step asks for it. Half as much is
+    # left, so that Ray's threads beside the step find what little they need.
     driver, _ = launch(
-        "train.epochs=300", "data.batch_size=512", "data.slab_batches=1", "encoder.widths=[32768]"
+        "train.epochs=300",
+        "train.checkpoint_every=1000",
+        "data.batch_size=512",
+        "data.slab_batches=1",
+        "encoder.widths=[131072]",
     )
     driver.until_step(2)
     (worker,) = driver.workers()
-    _leave_no_room(driver, worker)
+    _leave_no_room(worker, 128 << 20)
     assert driver.ended() == 2, driver.said()
     said = driver.said()
     assert "worker 0 ran out of memory at step" in said

@@ -11,6 +11,7 @@ import ray.train
 from ray.data import ExecutionOptions
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
@@ -69,7 +70,7 @@ def fit_attempt(
     setup: Setup,
     outbox: Outbox,
     progress: Progress | None,
-    callbacks: Sequence[UserCallback] = (),
+    callbacks: Sequence[UserCallback | WorkerGroupCallback] = (),
 ) -> None:
     """Run Ray Train to its end.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cellray.atlas.storage import check_writable
 from cellray.atlas.store import Atlas
@@ -151,7 +152,7 @@ def train(
     run: Run,
     *,
     progress: Progress | None = None,
-    callbacks: Sequence[UserCallback] = (),
+    callbacks: Sequence[UserCallback | WorkerGroupCallback] = (),
     follow: Follow | None = None,
 ) -> Trained:
     """Train from where a run stands to its end.

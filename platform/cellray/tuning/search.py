@@ -218,7 +218,7 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ANN401 - Ray's signature
         """Decide, at the first report beyond a tenth."""
         del tune_controller
-        if "ended" in result or FAILED in result or len(self._study.directions) > 1:
+        if "tenth" not in result or len(self._study.directions) > 1:
             return TrialScheduler.CONTINUE
         known, tenth = self._known(trial), int(result["tenth"])
         told = self._study._storage.get_trial(known._trial_id)

@@ -25,6 +25,7 @@ from cellray.train.launch import FILE
 from cellray.train.run import begun, reopened, train
 from cellray.train.timing import Record
 from cellray.train.trained import Run, Trained, finished
+from cellray.tuning.groups import GroupTeller
 from cellray.tuning.search import CELLS, FAILED, RUN, SECONDS, TENTHS
 from cellray.tuning.settings import Sweep
 from cellray.tuning.space import Values
@@ -195,7 +196,8 @@ def _train(sweep: Sweep, run: Run) -> Trained:
     follower = Follower(sweep, run)
     if run.launch.recipe.train.worlds[-1] == 1:
         return train(run, follow=lambda records: follower.tell(tune.report, records))
-    return train(run, callbacks=[Reporter(follower)])
+    reporter = Reporter(follower)
+    return train(run, callbacks=[reporter, GroupTeller(reporter.queue)])
 
 
 class Follower:
@@ -232,6 +234,7 @@ class Reporter(TuneReportCallback):
 
     def __init__(self, follower: Follower) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.queue = self._training_actor_item_queue
         self._follower = follower
 
     def after_report(
@@ -242,4 +245,4 @@ class Reporter(TuneReportCallback):
     ) -> None:
         """Put it where Tune's session looks."""
         del run_context, checkpoint
-        self._follower.tell(self._training_actor_item_queue.put, metrics[0]["records"])
+        self._follower.tell(self.queue.put, metrics[0]["records"])

@@ -12,6 +12,7 @@ from ray import tune
 from cellray.core.errors import CellrayError
 from cellray.track.store import scrub, tracking_uri
 from cellray.train.fit import wants_gpu
+from cellray.tuning.groups import GroupKeeper
 from cellray.tuning.search import StudyScheduler, StudySearch
 from cellray.tuning.settings import Sweep
 from cellray.tuning.trial import Job, trainable
@@ -55,7 +56,7 @@ def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch:
                 name=run_id,
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=settings.retries),
-                callbacks=[watch],
+                callbacks=[watch, GroupKeeper()],
                 verbose=0,
             ),
         )
@@ -125,7 +126,7 @@ def _check_store() -> None:
 
 
 def needs_dashboard(wanted: Sweep) -> bool:
-    """Say whether Ray's dashboard is needed: Train asks it to free a stopped trial's workers."""
+    """Say whether Ray's dashboard is needed: Train's watchers of stopped trials end by it."""
     return not wanted.alone and wanted.settings.search.pruner != "none"
 
 
