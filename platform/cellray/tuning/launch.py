@@ -83,27 +83,35 @@ class SweepLaunch:
         runs.log_document(run_id, FILE, asdict(self))
 
 
-def earlier_trials(run_id: str, launch: SweepLaunch, wanted: Sweep) -> list[FrozenTrial]:
+def earlier_trials(
+    run_id: str, launch: SweepLaunch, wanted: Sweep, digest: str
+) -> list[FrozenTrial]:
     """Give an earlier sweep's trials that succeeded, with what of them lies in the new space.
 
     Parameters
     ----------
     run_id, launch
         The earlier sweep.
-    wanted
-        The new one.
+    wanted, digest
+        The new one, and the state of its atlas.
 
     Raises
     ------
     CellrayError
-        It has another metric, or no parameter in common.
+        Its values do not compare with the new one's: another metric, label or atlas; or it has no
+        parameter in common.
     """
     its, keys = launch.sweep(), searched(wanted.space)
-    if its.metrics != wanted.metrics:
+    if its.measured != wanted.measured:
         raise CellrayError(
-            f"sweep {run_id} searched for {' and '.join(its.metrics)}, and this one for "
-            f"{' and '.join(wanted.metrics)}",
+            f"sweep {run_id} searched for {its.measured}, and this one for {wanted.measured}",
             "warm-start from a sweep of the same metric",
+        )
+    if launch.atlas_digest != digest:
+        raise CellrayError(
+            f"sweep {run_id} was on another atlas, {launch.atlas}, or on another state of it: its "
+            "values do not compare",
+            "leave the warm start out, and put its best point under 'first' in the sweep file",
         )
     if not keys.keys() & searched(its.space).keys():
         raise CellrayError(

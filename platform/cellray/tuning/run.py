@@ -31,7 +31,7 @@ from cellray.tuning.launch import (
     settle,
 )
 from cellray.tuning.result import SweepRef, best_trial, registered
-from cellray.tuning.search import choose_sampler, open_study, study_errors
+from cellray.tuning.search import QUEUED, choose_sampler, open_study, study_errors
 from cellray.tuning.settings import Sweep
 from cellray.tuning.study import StudyFile
 from cellray.tuning.trial import Job
@@ -80,7 +80,7 @@ def sweep(
     where = run_storage(storage)
     check_writable(where)
     _check(wanted, opened, where)
-    earlier = [earlier_trials(one, find_sweep(one), wanted) for one in warm_start]
+    earlier = [earlier_trials(one, find_sweep(one), wanted, opened.digest) for one in warm_start]
     params = shown_params(wanted) | {"atlas": opened.url, "atlas_digest": opened.digest}
     with runs.run(
         experiment=experiment,
@@ -103,6 +103,7 @@ def sweep(
             study.add_trials(one)
         for point in wanted.first:
             study.enqueue_trial(point)
+        study.set_user_attr(QUEUED, True)  # noqa: FBT003 - a value
         choose_sampler(study, wanted.settings.search)  # by how many they are
         return _search(launch, wanted, run_id, study, progress, say)
 
@@ -145,6 +146,10 @@ def resume_sweep(
     launch.open_atlas(run_id)
     was = settle(run_id)
     known = load_study(launch.study(run_id), run_id)
+    if QUEUED not in known.user_attrs:
+        raise CellrayError(
+            f"sweep {run_id} was ended while it took in its first points", "start a new one"
+        )
     under_way = known.get_trials(deepcopy=False, states=[TrialState.RUNNING])
     if was == "FINISHED" and not under_way and not budget_left(known, wanted.settings.budget):
         raise CellrayError(

@@ -22,6 +22,7 @@ from optuna.samplers import (
     TPESampler,
 )
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
@@ -46,6 +47,8 @@ REDUCTION = 3
 CELLS, SECONDS, RUN, FAILED = "cells", "seconds", "run_id", "failed"
 """User attributes: of a study and a trial what it has cost; of a trial its run, and its error."""
 LOST = "its process was lost"
+QUEUED = "queued"
+"""User attribute of a study that holds all the points it was given to begin with."""
 EARLIER = "earlier"
 """User attribute of a trial that an earlier sweep has made."""
 
@@ -221,10 +224,12 @@ class StudyScheduler(FIFOScheduler):
         if "tenth" not in result or len(self._study.directions) > 1:
             return TrialScheduler.CONTINUE
         known, tenth = self._known(trial), int(result["tenth"])
-        told = self._study._storage.get_trial(known._trial_id)
-        if tenth in told.intermediate_values:  # it goes on from a checkpoint
+        told = self._study._storage.get_trial(known._trial_id).intermediate_values
+        if tenth in told:  # it goes on from a checkpoint
             return TrialScheduler.CONTINUE
-        known.report(result["value"], tenth)
+        # What a process that is gone had reached is not known to the one that goes on.
+        better = min if self._study.direction is StudyDirection.MINIMIZE else max
+        known.report(better([result["value"], *told.values()]), tenth)
         return TrialScheduler.STOP if known.should_prune() else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ANN401 - Ray's signature

@@ -145,6 +145,14 @@ class Sweep:
         return self.recipe(next(corners(self.space)))
 
     @property
+    def measured(self) -> str:
+        """The metrics in words, with the label that a downstream one predicts."""
+        label = self.example.probe.label
+        return " and ".join(
+            f"{name} of {label}" if name == "knn_macro_f1" else name for name in self.metrics
+        )
+
+    @property
     def alone(self) -> bool:
         """Whether a trial has one worker, and so trains in its own process."""
         return self.example.train.worlds[-1] == 1

@@ -11,6 +11,8 @@ from typing import Self
 from pyarrow.fs import copy_files
 
 from cellray.atlas.storage import is_remote
+from cellray.core.errors import CellrayError
+from cellray.track.store import first_line
 from cellray.train.storage import file_system
 
 FILE = "study.db"
@@ -73,12 +75,24 @@ class StudyFile:
                 logger.warning("the study could not be copied to %s: %s", self.folder, error)
 
     def fetch(self) -> None:
-        """Take the copy where this machine has no file."""
+        """Take the copy where this machine has no file.
+
+        Raises
+        ------
+        CellrayError
+            The bucket cannot be read.
+        """
         if self.folder is None or self.file.exists():
             return
-        system, path = file_system(self.folder)
-        if system.get_file_info(f"{path}/{FILE}").is_file:
-            self.make_room()
-            whole = self.file.with_suffix(".part")  # a copy that is cut off is no study
-            copy_files(f"{path}/{FILE}", str(whole), source_filesystem=system)
-            whole.replace(self.file)
+        try:
+            system, path = file_system(self.folder)
+            if system.get_file_info(f"{path}/{FILE}").is_file:
+                self.make_room()
+                whole = self.file.with_suffix(".part")  # a copy that is cut off is no study
+                copy_files(f"{path}/{FILE}", str(whole), source_filesystem=system)
+                whole.replace(self.file)
+        except OSError as error:
+            raise CellrayError(
+                f"the study in {self.folder} cannot be read: {first_line(error)}",
+                "check the endpoint, the credentials and the bucket",
+            ) from error

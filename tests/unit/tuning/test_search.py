@@ -191,6 +191,18 @@ def test_a_tenth_is_reported_once_though_a_trial_goes_on_from_a_checkpoint(searc
     assert report(prune, third, 99.0, 2)
 
 
+def test_a_trial_that_goes_on_is_judged_by_what_it_reached_before(searched, tune):
+    session = tune(searched(search={"pruner": "median", "startup": 1}))
+    first, second = (session.begin() for _ in range(2))
+    prune = StudyScheduler(session.study)
+    for tenth in (2, 3):
+        assert not report(prune, first, 0.5, tenth)
+    session.end(first, 0.5)
+    assert not report(prune, second, 0.4, 2)
+    assert not report(StudyScheduler(session.study), second, 0.6, 3)  # 0.4 is its best
+    assert session.known(second).intermediate_values == {2: 0.4, 3: 0.4}
+
+
 def test_the_end_of_a_trial_is_not_a_place_to_prune(searched, tune):
     session = tune(searched(search={"pruner": "median", "startup": 0}))
     prune, trial = StudyScheduler(session.study), session.begin()

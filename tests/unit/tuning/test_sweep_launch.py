@@ -64,7 +64,7 @@ def earlier(launch):
                     user_attrs={RUN: f"run{value}"},
                 )
             )
-        return partial(earlier_trials, run_id, made), study
+        return partial(earlier_trials, run_id, made, digest=made.atlas_digest), study
 
     return make
 
@@ -125,10 +125,23 @@ def test_a_warm_start_of_two_metrics(earlier, searched):
 
 def test_a_warm_start_that_says_nothing_is_refused(earlier, searched):
     before, _ = earlier(POINTS, RATE)
-    with pytest.raises(CellrayError, match="before searched for validation_loss, and this one for"):
+    with pytest.raises(
+        CellrayError,
+        match="before searched for validation_loss, and this one for knn_macro_f1 of cell_type",
+    ):
         before(searched(RATE, metric="knn_macro_f1"))
+    with pytest.raises(CellrayError, match=r"was on another atlas, .* or on another"):
+        before(searched(RATE), digest="other")
     with pytest.raises(CellrayError, match="before and this one have no parameter in common"):
         before(searched({"optim.clip": {"uniform": [1, 2]}}))
+
+
+def test_a_warm_start_of_another_label_is_refused(earlier, searched):
+    donors = {"recipe": {"probe": {"label": "donor"}}, "metric": "knn_macro_f1"}
+    before, _ = earlier(POINTS, RATE, metric="knn_macro_f1")
+    assert len(before(searched(RATE, metric="knn_macro_f1"))) == 2
+    with pytest.raises(CellrayError, match=r"for knn_macro_f1 of cell_type, and .* of donor"):
+        before(searched(RATE, **donors))
 
 
 def test_a_launch_is_stored_and_read_back(store, launch):
