@@ -34,7 +34,7 @@ test: lint .venv-s3/.installed  ## all that CI runs, but for the long matrices
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/.installed .venv-s3/.installed  ## the long matrices
-	$(BIN)/pytest -n 2 -m slow --ignore tests/integration
+	$(BIN)/pytest -n 2 --dist loadgroup -m slow --ignore tests/integration
 	$(BIN)/pytest -m slow tests/integration
 
 test-all: test test-slow  ## both

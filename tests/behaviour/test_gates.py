@@ -13,7 +13,7 @@ from cellray.atlas.write import ingest
 from cellray.learn.embed import gene_columns
 from cellray.learn.learner import Learner
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("gates")]  # they share trained models
 
 
 @pytest.fixture(scope="module", autouse=True)

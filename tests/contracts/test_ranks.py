@@ -26,7 +26,15 @@ QUICK = [case for case in CASES if case[:2] in SMALLEST and (case[3] == 2 or cas
 SLOW = [case for case in CASES if case not in QUICK]
 cases = pytest.mark.parametrize(
     "case",
-    [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)],
+    [
+        *QUICK,
+        *(
+            pytest.param(
+                case, marks=[pytest.mark.slow, pytest.mark.xdist_group(f"{case[1]}-{case[3]}")]
+            )
+            for case in SLOW
+        ),
+    ],
     ids=lambda case: "-".join(map(str, case)),
 )
 

@@ -235,7 +235,7 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ANN401 - Ray's signature
         """Say in the study why a trial is given up, before the searcher ends it there."""
         del tune_controller
-        self._known(trial).set_user_attr(FAILED, _reason(trial.get_pickled_error()))
+        self._known(trial).set_user_attr(FAILED, reason(trial.get_pickled_error()))
 
     def _known(self, trial: Trial) -> optuna.Trial:
         """Give the study's trial of a trial of Tune's."""
@@ -246,7 +246,7 @@ class StudyScheduler(FIFOScheduler):
         )
 
 
-def _reason(error: Exception | None) -> str:
+def reason(error: Exception | None) -> str:
     """Say in a line why a trial's process has ended, as far as Ray knows."""
     if not isinstance(error, RayTaskError):
         return LOST

@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 
 from cellray.core.types import Progress
 from cellray.track.outbox import Outbox
-from cellray.tuning.search import CELLS, FAILED, LOST, SECONDS, ended, own
+from cellray.tuning.search import CELLS, FAILED, LOST, SECONDS, ended, own, reason
 from cellray.tuning.sections import Budget
 from cellray.tuning.settings import Sweep
 from cellray.tuning.study import StudyFile
@@ -83,6 +83,18 @@ class Watch(tune.Callback):
         """Take a trial that has ended by itself, or was pruned."""
         del iteration, trials
         self._guarded(trial.config["number"])
+
+    def on_trial_recover(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        **_: Any,  # noqa: ANN401 - Ray's signature
+    ) -> None:
+        """Say that a trial is tried again."""
+        del iteration, trials
+        what = reason(trial.get_pickled_error())
+        self._say(f"trial {trial.config['number']} is tried again: {what}")
 
     def on_trial_error(
         self,

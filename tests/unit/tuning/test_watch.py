@@ -127,7 +127,11 @@ def test_a_line_says_how_a_trial_ended_and_where_it_was(watched):
 def test_what_a_process_raised_is_said_and_kept(cause, said, watched):
     session, watch, seen = watched()
     trial = session.begin()
-    session.lose(trial, RayTaskError("train", "a traceback", cause).as_instanceof_cause())
+    error = RayTaskError("train", "a traceback", cause).as_instanceof_cause()
+    trial.get_pickled_error = lambda: error
+    watch.on_trial_recover(0, [], trial)
+    assert seen.lines == [f"trial 0 is tried again: {said}"]
+    session.lose(trial, error)
     watch.on_trial_error(0, [], trial)
     assert seen.lines[-1].startswith(f"trial 0 failed: {said};")
     with pytest.raises(CellrayError, match=f"trial 0: {said}"):
