@@ -9,8 +9,6 @@ from cellray.display import duration
 if TYPE_CHECKING:
     from cellray.tuning.result import SweepRef
 
-SCORES = ("macro_f1", "micro_f1")
-
 
 def atlas_text(document: Mapping[str, Any]) -> str:
     """Lay out what `cellray.atlas.describe.describe` found."""
@@ -132,19 +130,49 @@ def budget_text(document: Mapping[str, Any]) -> str:
 
 def report_text(document: Mapping[str, Any]) -> str:
     """Lay out the scores of an evaluation, method by method."""
-    metrics = document["metrics"]
-    methods = dict.fromkeys(key.rsplit("/", 1)[0] for key in metrics)
-    rows = [
-        [*method.split("/"), *(_spread(metrics, f"{method}/{score}") for score in SCORES)]
-        for method in methods
-    ]
-    notes = "\n".join(f"- {note}" for note in document["notes"])
     where = {
         "report": f"{document['folder']}/report.html",
         "MLflow run": document["run_id"],
     }
-    scores = table(["method", "classifier", "macro F1", "micro F1"], rows)
-    return "\n\n".join([document["protocol"], scores, notes, facts(where)])
+    notes = "\n".join(f"- {note}" for note in document["notes"])
+    return "\n\n".join([document["protocol"], _scores(document["metrics"]), notes, facts(where)])
+
+
+def suite_text(document: Mapping[str, Any]) -> str:
+    """Lay out the scores of a suite, task by task, and its gates."""
+    blocks = []
+    for name, report in document["reports"].items():
+        blocks.append(f"{name}: {report['protocol']}\n\n{_scores(report['metrics'])}")
+    notes = [note for report in document["reports"].values() for note in report["notes"]]
+    blocks.append("\n".join(f"- {note}" for note in dict.fromkeys(notes)))
+    if document["gates"] is not None:
+        rows = [
+            [
+                "passed" if gate["passed"] else "FAILED",
+                gate["metric"],
+                f"{gate['value']:.4f}",
+                gate["wanted"],
+            ]
+            for gate in document["gates"]
+        ]
+        blocks.append(table(["gate", "metric", "found", "wanted"], rows))
+    blocks.append(facts({"report": f"{document['folder']}/report.html"}))
+    return "\n\n".join(blocks)
+
+
+def _scores(metrics: Mapping[str, float]) -> str:
+    """Lay out ``METHOD/READOUT/METRIC``: a row a method and readout, a column a metric."""
+    means = [key for key in metrics if f"{key}_std" in metrics]
+    rows = dict.fromkeys(key.rsplit("/", 1)[0] for key in means)
+    columns = dict.fromkeys(key.rsplit("/", 1)[1] for key in means)
+    laid = [
+        [
+            *row.split("/"),
+            *(_spread(metrics, f"{row}/{of}") for of in columns),
+        ]
+        for row in rows
+    ]
+    return table(["method", "readout", *(name.replace("_", " ") for name in columns)], laid)
 
 
 def models_text(models: Sequence[Mapping[str, Any]]) -> str:
@@ -272,7 +300,10 @@ def _column(found: Mapping[str, Any]) -> str:
 
 
 def _spread(metrics: Mapping[str, float], key: str) -> str:
-    return f"{metrics[key]:.4f} ± {metrics[f'{key}_std']:.4f}"
+    if key not in metrics:
+        return ""
+    spread = metrics[f"{key}_std"]
+    return f"{metrics[key]:.4f}" + (f" ± {spread:.4f}" if spread else "")
 
 
 def _cell(value: object) -> str:

@@ -12,12 +12,16 @@ import typer
 
 from cellray import answers
 from cellray.console import console
+from cellray.core.errors import CellrayError
 
 if TYPE_CHECKING:
     from cellray.core.recipe import Recipe
 
 EPOCHS = 60
 """Passes of the demo over its 700 cells: about half a minute on two cores."""
+
+FAILED_GATE = 3
+"""Exit status of an evaluation that does not reach what its suite asks."""
 
 ATLAS = "A folder or s3://bucket/path."
 
@@ -57,42 +61,83 @@ def examples(*lines: str) -> str:
     epilog=examples(
         "cellray evaluate models:/plates@champion --atlas plates.zarr --label cell_line",
         "cellray evaluate models:/pbmc/3 --atlas s3://b/pbmc --label cell_type --split-by donor",
+        "cellray evaluate models:/pbmc/3 --atlas pbmc.zarr --suite configs/evaluate/standard.yaml "
+        "--label cell_type --gate",
     )
 )
 def evaluate(
     model: ModelUri,
     atlas: AtlasUrl,
-    label: Annotated[str, typer.Option(help="obs column to predict, such as cell_type.")],
     *,
+    label: Annotated[
+        str | None, typer.Option(help="obs column to predict or to judge by, such as cell_type.")
+    ] = None,
     task: Annotated[str, typer.Option(help="What to score.")] = "annotation",
+    suite: Annotated[
+        Path | None, typer.Option(help="File of tasks and gates, in place of --task.")
+    ] = None,
     split_by: Annotated[
         str | None, typer.Option(help="obs column whose values are held out whole: a donor.")
     ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="obs column of the batches that should mix.")
+    ] = None,
+    matrix: Annotated[
+        str | None, typer.Option(help="Matrix to predict, such as obsm/protein.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Number of 70/30 splits.")] = 5,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="End with status 3 where a gate of the suite fails.")
+    ] = False,
     out: Annotated[
         str | None, typer.Option(help="Folder of the report; under .cellray/reports by default.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Score a registered model beside two baselines.
+    """Score a registered model beside baselines.
 
-    The baselines are PCA and the same encoder untrained. Scores, tables and figures go to MLflow
-    and, as one HTML page, to a folder.
+    The baselines are PCA and the same encoder untrained, and the champion where that is another
+    version. Scores, tables and figures go to MLflow and, as one HTML page, to a folder.
     """
     with console(as_json=json) as to:
         from cellray.evaluation.run import evaluate as run
+        from cellray.evaluation.run import evaluate_suite
+        from cellray.evaluation.suite import Suite
 
-        report = run(
+        if suite is None:
+            if gate:
+                raise CellrayError("--gate needs the gates of a suite", "give --suite FILE")
+            report = run(
+                model,
+                atlas,
+                task=task,
+                label=label,
+                split_by=split_by,
+                batch=batch,
+                matrix=matrix,
+                seeds=seeds,
+                out=out,
+                progress=to.progress,
+            )
+            to.answer(report.document(), answers.report_text(report.document()))
+            return
+        wanted = Suite.load(suite)
+        if gate and not wanted.gates:
+            raise CellrayError(f"{suite} has no gates", "add 'gates:', or leave --gate out")
+        found = evaluate_suite(
             model,
             atlas,
+            wanted,
             label=label,
-            task=task,
             split_by=split_by,
-            seeds=seeds,
+            batch=batch,
+            matrix=matrix,
             out=out,
             progress=to.progress,
         )
-        to.answer(report.document(), answers.report_text(report.document()))
+        to.answer(found.document(), answers.suite_text(found.document()))
+        if gate and not found.passed:
+            raise typer.Exit(FAILED_GATE)
 
 
 @verbs.command(

@@ -18,9 +18,9 @@ from cellray.console import Console
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.types import TARGET_SUM
-from cellray.evaluation.annotation import make_splits, usable_cells
 from cellray.evaluation.embed import embed
 from cellray.evaluation.run import evaluate
+from cellray.evaluation.splits import make_splits, usable_cells
 from cellray.evaluation.task import Spec
 from cellray.feed.session import ray_session
 from cellray.track.promotion import promote

@@ -159,7 +159,8 @@ def test_evaluate_scores_the_cells_that_it_says(report, z, atlas):
     order = source_order(atlas.obs(["cellray_source", "cellray_row"]))
     cells = order[sample_cells(9_000, 600, 0, "evaluation cells")]
     sizes = pd.Series(labels[cells]).value_counts()
-    assert dict(zip(report.classes["class"], report.classes["cells"], strict=True)) == dict(sizes)
+    classes = report.tables["classes"]
+    assert dict(zip(classes["class"], classes["cells"], strict=True)) == dict(sizes)
 
 
 def test_evaluating_twice_gives_the_same_numbers(report, model, atlas, tmp_path):

@@ -317,7 +317,7 @@ def test_trials_of_two_workers_that_are_pruned_or_killed_free_them(launch, ray_l
 def test_trials_share_a_processor(atlas, store, ray_local):
     searched = wanted(
         {"optim.lr": {"loguniform": [1e-4, 1e-2]}},
-        recipe=RECIPE | {"train": RECIPE["train"] | {"epochs": 100}},
+        recipe=RECIPE | {"train": RECIPE["train"] | {"epochs": 300}},
         cpus_per_trial=0.5,
         budget={"trials": 4},
     )

@@ -4,44 +4,35 @@ Shape suffixes: N cells, D embedding.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 from threadpoolctl import threadpool_limits
 
-from cellray.core.errors import CellrayError
 from cellray.evaluation import figures, maps
-from cellray.evaluation.task import Embeddings, Figure, Report, Spec, sample_cells
+from cellray.evaluation.methods import PCA_NOTE, embedded
+from cellray.evaluation.splits import Split, make_splits, usable_cells
+from cellray.evaluation.task import INTERVALS, Embeddings, Figure, Report, Spec, sample_cells
 from cellray.score.annotation import class_f1, confusion, f1, knn, linear_probe
-from cellray.score.embedding import pca_embedding
+from cellray.score.bootstrap import f1_draws, interval, p_value, paired_f1_draws
 
-TEST_SHARE = 0.3
 K = 5
-PCA_DIM = 50
 UMAP_CELLS = 20_000
-DRAWS = 50
-"""Draws a wanted split, in the search for splits that hold out different groups."""
+RARE = 0.01
+"""A class of less than this share of the cells is rare."""
+DRAWS = 200
+"""Resamples of the test cells, or of their groups, for an interval."""
 
-METHODS = ("model", "pca_all", "pca", "untrained")
 CLASSIFIERS: Mapping[str, Callable[..., NDArray[Any]]] = {
     "knn": partial(knn, k=K),
     "probe": linear_probe,
 }
-
-Cells = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Positions of the training and of the test cells, sorted."""
-
-    train: Cells
-    test: Cells
+TRUE = "true class"
+PAIRED = ("macro_f1", "micro_f1")
 
 
 def annotation(embeddings: Embeddings, spec: Spec) -> Report:
@@ -77,170 +68,158 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
             f"{spec.splits} were asked for."
         )
     order, sizes = _abundance(labels)
-    table, classes, matrix = _score(data, labels, splits, order, spec.seed)
-    classes.insert(1, "cells", sizes)
-    notes += _unseen(labels, splits)
-    notes.append(
-        "PCA saw no label: its axes were fitted on all cells, and once more on each split's "
-        "training cells only. Neither encoder was fitted to any split."
-    )
-    drawn = (
-        figures.scores_figure(table),
-        figures.classes_figure(classes),
-        figures.confusion_figure(matrix),
-        *_maps(data, labels, groups, spec),
-    )
+    units = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    found = _predict(data, labels, splits, spec.seed)
+    scores = _scores(found, labels, splits, {*order[sizes < RARE * len(labels)]})
+    intervals = _intervals(found, labels, splits, units, spec.seed)
+    if intervals.empty:
+        notes.append(
+            f"A split holds out one value of '{spec.split_by}', so there are no intervals: they "
+            "would have to say how scores differ between several."
+        )
+    classes = _classes(found, labels, splits, order, sizes)
+    matrix = _confusion(found, labels, splits, order)
+    notes += [*_unseen(labels, splits), PCA_NOTE]
+    tables = {"classes": classes, "confusion": matrix.rename_axis(TRUE).reset_index()}
+    if "champion" in data.frozen and len(intervals):
+        tables["against_champion"] = _against_champion(found, labels, splits, units, spec.seed)
     return Report(
         task="annotation",
         protocol=_protocol(len(labels), len(order), len(splits), spec),
-        scores=table,
-        classes=classes,
-        confusion=matrix,
-        figures=drawn,
+        scores=scores,
+        intervals=intervals,
+        tables=tables,
+        figures=(
+            figures.scores_figure(scores, intervals),
+            figures.classes_figure(classes),
+            figures.confusion_figure(matrix),
+            *_maps(data, labels, groups, spec),
+        ),
         notes=tuple(notes),
     )
 
 
-def _score(
-    data: Embeddings,
-    labels: NDArray[np.str_],
-    splits: Sequence[Split],
-    order: NDArray[np.str_],
-    seed: int,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Give the scores, every class's mean F1 and the confusion counts, as in `Report`."""
-    scores, per_class, counts = [], [], np.zeros((len(order), len(order)), np.int64)
+Predicted = Mapping[tuple[str, str], Sequence[NDArray[np.str_]]]
+"""Predictions of every split's test cells, by method and readout."""
+
+
+def _predict(
+    data: Embeddings, labels: NDArray[np.str_], splits: Sequence[Split], seed: int
+) -> Predicted:
+    """Predict by every readout on every method's embedding."""
+    found: dict[tuple[str, str], list[NDArray[np.str_]]] = {}
     # On matrices this small, BLAS threads cost the probe twenty times what they save; and with
     # one thread the numbers are the same on any number of cores.
     with threadpool_limits(1, user_api="blas"):
-        everywhere_ND = pca_embedding(data.counts, dim=PCA_DIM, seed=seed)
-        data = replace(data, frozen={**data.frozen, "pca_all": everywhere_ND})
-        for number, split in enumerate(splits):
+        data = replace(data, frozen=embedded(data, seed=seed))
+        for split in splits:
+            for method, z_ND in embedded(data, train=split.train, seed=seed).items():
+                for readout, classify in CLASSIFIERS.items():
+                    told = classify(z_ND[split.train], labels[split.train], z_ND[split.test])
+                    found.setdefault((method, readout), []).append(told)
+    return found
+
+
+def _scores(
+    found: Predicted, labels: NDArray[np.str_], splits: Sequence[Split], rare: set[str]
+) -> pd.DataFrame:
+    """Give the scores, as in `Report`; F1 of rare classes where there are any."""
+    rows = []
+    for (method, readout), predictions in found.items():
+        for number, (split, predicted) in enumerate(zip(splits, predictions, strict=True)):
             true = labels[split.test]
-            for method, classifier, predicted in _predictions(data, labels, split, seed):
-                values = f1(true, predicted)
-                scores += [(method, classifier, name, number, values[name]) for name in values]
-                if classifier == "knn":
-                    per_class += [(method, *item) for item in class_f1(true, predicted).items()]
-                    if method == "model":
-                        counts += confusion(true, predicted, labels=order)[1]
-    found = pd.DataFrame(per_class, columns=["method", "class", "f1"])
-    means = found.groupby(["method", "class"])["f1"].mean()
-    classes = pd.DataFrame({"class": order})
-    for method in METHODS:
-        classes[method] = means[method].reindex(order).to_numpy()
-    table = pd.DataFrame(scores, columns=["method", "classifier", "metric", "split", "value"])
-    return table, classes, pd.DataFrame(counts, index=order, columns=order)
+            values = f1(true, predicted)
+            if of_rare := [v for name, v in class_f1(true, predicted).items() if name in rare]:
+                values["rare_f1"] = float(np.mean(of_rare))
+            rows += [(method, readout, metric, number, value) for metric, value in values.items()]
+    return pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
 
 
-def usable_cells(obs: pd.DataFrame, spec: Spec) -> tuple[Cells, list[str]]:
-    """Leave out cells that cannot be scored.
-
-    Returns
-    -------
-    cells : ndarray
-        Positions of the cells with a label that at least two cells have and, when split by a
-        column, with a value of it; sorted, int64.
-    notes : list of str
-        What was left out, and how much.
-
-    Raises
-    ------
-    CellrayError
-        Fewer than two labels remain.
-    """
-    notes = []
-    labelled = obs[spec.label].notna().to_numpy(dtype=bool)
-    if missing := int(np.count_nonzero(~labelled)):
-        notes.append(f"{missing:,} cells have no '{spec.label}' and were left out.")
-    if spec.split_by is not None:
-        grouped = obs[spec.split_by].notna().to_numpy(dtype=bool)
-        if missing := int(np.count_nonzero(labelled & ~grouped)):
-            notes.append(f"{missing:,} cells have no '{spec.split_by}' and were left out.")
-        labelled &= grouped
-    names = obs[spec.label].astype(str)
-    sizes = names[labelled].value_counts()
-    single = sorted(sizes.index[sizes < 2])
-    if single:
-        shown = ", ".join(f"'{name}'" for name in single[:5])
-        more = f" and {len(single) - 5} more" if len(single) > 5 else ""
-        notes.append(
-            f"{len(single):,} values of '{spec.label}' with a single cell were left out: "
-            f"{shown}{more}."
-        )
-    labelled &= ~names.isin(single).to_numpy(dtype=bool)
-    classes = int(np.count_nonzero(sizes >= 2))
-    if classes < 2:
-        found = "no value that two cells share" if classes == 0 else "one value only"
-        raise CellrayError(
-            f"obs column '{spec.label}' has {found}, so there is nothing to predict",
-            "choose another --label",
-        )
-    return np.flatnonzero(labelled).astype(np.int64), notes
-
-
-def make_splits(labels: NDArray[np.str_], groups: NDArray[Any] | None, spec: Spec) -> list[Split]:
-    """Split cells 70/30 several times.
-
-    Without groups the splits are scikit-learn's ``StratifiedShuffleSplit`` with the seed as its
-    ``random_state``. With groups, whole groups are held out, a different set of them each time:
-    a few groups allow fewer splits than are asked for.
-
-    Parameters
-    ----------
-    labels
-        Shape (N,).
-    groups
-        Shape (N,), or None.
-    spec
-        Number of splits and seed.
-
-    Raises
-    ------
-    CellrayError
-        One group only, or too few cells for every class to be on both sides.
-    """
-    if groups is None:
-        classes = len(np.unique(labels))
-        if round(len(labels) * TEST_SHARE) < classes:
-            raise CellrayError(
-                f"{len(labels)} cells are too few for a stratified split of {classes} values of "
-                f"'{spec.label}'",
-                "evaluate on an atlas with more cells, or choose a coarser --label",
+def _classes(
+    found: Predicted,
+    labels: NDArray[np.str_],
+    splits: Sequence[Split],
+    order: NDArray[np.str_],
+    sizes: NDArray[np.int64],
+) -> pd.DataFrame:
+    """Give every class's size and, by method, its kNN F1's mean over splits; NaN where untested."""
+    classes = pd.DataFrame({"class": order, "cells": sizes})
+    for (method, readout), predictions in found.items():
+        if readout == "knn":
+            of_splits = pd.DataFrame(
+                class_f1(labels[split.test], predicted)
+                for split, predicted in zip(splits, predictions, strict=True)
             )
-        splitter = StratifiedShuffleSplit(spec.splits, test_size=TEST_SHARE, random_state=spec.seed)
-        return [_split(train, test) for train, test in splitter.split(labels, labels)]
-    if len(np.unique(groups)) < 2:
-        raise CellrayError(
-            f"obs column '{spec.split_by}' has one value only, so none can be held out",
-            "choose another --split-by, or leave it out",
+            classes[method] = of_splits.mean().reindex(order).to_numpy()
+    return classes
+
+
+def _confusion(
+    found: Predicted, labels: NDArray[np.str_], splits: Sequence[Split], order: NDArray[np.str_]
+) -> pd.DataFrame:
+    """Count the model's kNN predictions by true class, over all splits."""
+    counts = sum(
+        confusion(labels[split.test], predicted, labels=order)[1]
+        for split, predicted in zip(splits, found["model", "knn"], strict=True)
+    )
+    return pd.DataFrame(counts, index=order, columns=order)
+
+
+def _intervals(
+    found: Predicted,
+    labels: NDArray[np.str_],
+    splits: Sequence[Split],
+    units: NDArray[np.int64],
+    seed: int,
+) -> pd.DataFrame:
+    """Give 95 % bootstrap intervals of the means over splits; groups are drawn whole.
+
+    There are none where a split tests one group only.
+    """
+    rows: list[tuple[Any, ...]] = []
+    if min(len(np.unique(units[one.test])) for one in splits) < 2:
+        return pd.DataFrame(rows, columns=INTERVALS)
+    for (method, readout), predictions in found.items():
+        draws = np.mean(
+            [
+                f1_draws(labels[one.test], told, units[one.test], draws=DRAWS, seed=seed)
+                for one, told in zip(splits, predictions, strict=True)
+            ],
+            axis=0,
         )
-    found: dict[bytes, Split] = {}
-    draws = GroupShuffleSplit(
-        spec.splits * DRAWS, test_size=TEST_SHARE, random_state=spec.seed
-    ).split(labels, groups=np.unique(groups, return_inverse=True)[1])
-    for train, test in draws:
-        split = _split(train, test)
-        found.setdefault(split.test.tobytes(), split)
-        if len(found) == spec.splits:
-            break
-    return list(found.values())
+        for metric, of_metric in zip(PAIRED, draws.T, strict=True):
+            rows.append((method, readout, metric, *interval(of_metric)))
+    return pd.DataFrame(rows, columns=INTERVALS)
 
 
-def _split(train: Cells, test: Cells) -> Split:
-    return Split(np.sort(train).astype(np.int64), np.sort(test).astype(np.int64))
-
-
-def _predictions(
-    data: Embeddings, labels: NDArray[np.str_], split: Split, seed: int
-) -> Iterator[tuple[str, str, NDArray[np.str_]]]:
-    """Give method, classifier and predictions of the test cells."""
-    pca_ND = pca_embedding(data.counts, train=split.train, dim=PCA_DIM, seed=seed)
-    embedded: Mapping[str, NDArray[np.float32]] = {**data.frozen, "pca": pca_ND}
-    for method in METHODS:
-        z_ND = embedded[method]
-        for name, classify in CLASSIFIERS.items():
-            yield method, name, classify(z_ND[split.train], labels[split.train], z_ND[split.test])
+def _against_champion(
+    found: Predicted,
+    labels: NDArray[np.str_],
+    splits: Sequence[Split],
+    units: NDArray[np.int64],
+    seed: int,
+) -> pd.DataFrame:
+    """Compare the model with the champion on the same test cells, by a paired bootstrap."""
+    rows = []
+    for readout in CLASSIFIERS:
+        pairs = zip(splits, found["model", readout], found["champion", readout], strict=True)
+        both = [
+            (f1(labels[one.test], ours), f1(labels[one.test], theirs), one, ours, theirs)
+            for one, ours, theirs in pairs
+        ]
+        draws = np.mean(
+            [
+                paired_f1_draws(
+                    labels[one.test], ours, theirs, units[one.test], draws=DRAWS, seed=seed
+                )
+                for _, _, one, ours, theirs in both
+            ],
+            axis=0,
+        )
+        for metric, of_metric in zip(PAIRED, draws.T, strict=True):
+            apart = float(np.mean([ours[metric] - theirs[metric] for ours, theirs, *_ in both]))
+            rows.append((readout, metric, apart, *interval(of_metric), p_value(of_metric)))
+    return pd.DataFrame(rows, columns=["readout", "metric", "difference", "low", "high", "p"])
 
 
 def _abundance(labels: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
@@ -286,7 +265,7 @@ def _maps(
     places = maps.umap(data.frozen["model"][cells], seed=spec.seed)
     order = _abundance(labels)[0]
     yield maps.map_figure(
-        places, labels[cells], order, name="umap_label", column=spec.label, total=len(labels)
+        places, labels[cells], order, name="umap_label", column=str(spec.label), total=len(labels)
     )
     if groups is not None:
         values = groups.astype(np.str_)

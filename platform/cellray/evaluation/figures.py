@@ -4,8 +4,9 @@ Shape suffixes: C classes.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -16,17 +17,43 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
-from cellray.evaluation.task import Figure
+from cellray.evaluation.methods import METHODS
+from cellray.evaluation.task import Figure, bounds_of
 
-COLOURS = {"model": "#0f766e", "pca_all": "#b45309", "pca": "#f59e0b", "untrained": "#94a3b8"}
-NAMES = {
-    "model": "model",
-    "pca_all": "PCA (50), all cells",
-    "pca": "PCA (50), training cells",
-    "untrained": "untrained encoder",
+COLOURS = {
+    "model": "#0f766e",
+    "champion": "#6d28d9",
+    "pca_all": "#b45309",
+    "pca": "#f59e0b",
+    "untrained": "#94a3b8",
 }
-CLASSIFIERS = {"knn": "kNN (k = 5)", "probe": "linear probe"}
-METRICS = {"macro_f1": "macro F1", "micro_f1": "micro F1"}
+MORE_COLOURS = ("#2563eb", "#be123c", "#4d7c0f", "#0891b2", "#a16207", "#7c2d12")
+READOUTS = {
+    "knn": "kNN (k = 5)",
+    "probe": "linear probe",
+    "leiden": "Leiden",
+    "kmeans": "k-means",
+    "scib": "scIB",
+}
+METRICS = {
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "rare_f1": "rare classes' F1",
+    "ari": "ARI",
+    "nmi": "NMI",
+    "asw": "ASW",
+    "bio": "biology",
+    "clisi": "cLISI",
+    "ilisi": "iLISI",
+    "kbet": "kBET",
+    "bras": "BRAS",
+    "kmeans_nmi": "k-means NMI",
+    "kmeans_ari": "k-means ARI",
+    "silhouette_label": "silhouette",
+    "isolated_labels": "isolated labels",
+    "graph_connectivity": "graph connectivity",
+    "pcr_comparison": "PCR",
+}
 
 WRITTEN_CLASSES = 25
 """Up to so many classes, a confusion matrix has its numbers written in."""
@@ -52,46 +79,63 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def scores_figure(scores: pd.DataFrame) -> Figure:
-    """Draw every split's score as a dot and the mean as a line, by method and classifier.
+def colours(methods: Sequence[str]) -> dict[str, str]:
+    """Give each method its colour; what a task brings gets those that are left."""
+    more = iter(cycle(MORE_COLOURS))
+    return {name: COLOURS.get(name) or next(more) for name in methods}
+
+
+def scores_figure(scores: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
+    """Draw every split's score as a dot, the mean as a stroke and its interval as a bar.
 
     Parameters
     ----------
-    scores
-        As in `Report.scores`.
+    scores, intervals
+        As in `Report`.
     """
-    metrics, classifiers = _distinct(scores["metric"]), _distinct(scores["classifier"])
-    methods = _distinct(scores["method"])
-    with canvas_of(7.6, 0.9 + 0.34 * len(methods) * len(classifiers)) as canvas:
+    metrics = distinct(scores["metric"])
+    shown = scores[["readout", "method"]].drop_duplicates().to_dict("records")
+    pairs = [(str(row["readout"]), str(row["method"])) for row in shown]
+    readouts, methods = distinct(scores["readout"]), distinct(scores["method"])
+    places = {
+        pair: readouts.index(pair[0]) * 0.6 + n
+        for n, pair in enumerate(sorted(pairs, key=lambda pair: readouts.index(pair[0])))
+    }
+    bounds = bounds_of(intervals)
+    of_method = colours(methods)
+    with canvas_of(2.6 + 2.5 * len(metrics), 0.9 + 0.34 * len(pairs)) as canvas:
         row = canvas.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-        places = {
-            (classifier, method): c * (len(methods) + 0.6) + m
-            for c, classifier in enumerate(classifiers)
-            for m, method in enumerate(methods)
-        }
         for axes, metric in zip(row, metrics, strict=True):
-            for (classifier, method), place in places.items():
-                chosen = (scores["metric"] == metric) & (scores["method"] == method)
-                values = scores.loc[chosen & (scores["classifier"] == classifier), "value"]
-                colour = COLOURS[method]
-                axes.plot([0, values.mean()], [place, place], color=colour, lw=7, alpha=0.28)
+            of_metric = scores[scores["metric"] == metric]
+            for (readout, method), place in places.items():
+                chosen = (of_metric["method"] == method) & (of_metric["readout"] == readout)
+                values, colour = of_metric.loc[chosen, "value"], of_method[method]
+                if values.empty:
+                    continue
+                key = (method, readout, metric)
+                if key in bounds:
+                    axes.plot(bounds[key], [place, place], color=colour, lw=7, alpha=0.28)
                 axes.plot(values, [place] * len(values), "o", color=colour, ms=4.5, alpha=0.75)
                 axes.plot(values.mean(), place, "|", color=colour, ms=15, mew=2.4)
-            axes.set(title=METRICS.get(metric, metric), xlim=(0, 1.03))
-            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+            axes.set_title(METRICS.get(metric, metric))
+            if of_metric["value"].between(0, 1).all():
+                axes.set_xlim(-0.02, 1.03)
+                axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
             axes.grid(axis="x", color="#e2e8f0")
             axes.tick_params(left=False)
             axes.spines["left"].set_visible(False)
         row[0].set_yticks(
-            list(places.values()), [f"{NAMES[m]}, {CLASSIFIERS[c]}" for c, m in places]
+            list(places.values()),
+            [f"{METHODS.get(m, m)}, {READOUTS.get(r, r)}" for r, m in places],
         )
         row[0].set_ylim(max(places.values()) + 0.6, -0.6)
         svg = svg_of(canvas, "scores")
+    drawn = "; the bar is its 95 % interval" if len(intervals) else ""
     return Figure(
         name="scores",
         title="Scores of every split",
-        caption="One dot a split; the upright stroke is their mean.",
-        alt="Dot plot of F1 by method and classifier; the score table holds the same numbers.",
+        caption=f"One dot a split; the upright stroke is their mean{drawn}.",
+        alt="Dot plot of the scores by method; the score table holds the same numbers.",
         svg=svg,
     )
 
@@ -102,7 +146,7 @@ def classes_figure(classes: pd.DataFrame) -> Figure:
     Parameters
     ----------
     classes
-        As in `Report.classes`.
+        The table ``classes`` of a report: ``class``, ``cells``, and F1 by method.
     """
     place = np.arange(len(classes))
     with canvas_of(7.6, 1.1 + 0.29 * len(classes)) as canvas:
@@ -116,9 +160,10 @@ def classes_figure(classes: pd.DataFrame) -> Figure:
                 color=COLOURS[name],
                 mec="white",
                 ms=7,
-                label=NAMES[name],
+                label=METHODS[name],
             )[0]
-            for name, mark in (("pca_all", "D"), ("untrained", "o"))
+            for name, mark in (("champion", "s"), ("pca_all", "D"), ("untrained", "o"))
+            if name in classes
         ]
         names = zip(classes["class"], classes["cells"], strict=True)
         axes.set_yticks(place, [f"{short(name)}  ({cells:,})" for name, cells in names])
@@ -128,10 +173,10 @@ def classes_figure(classes: pd.DataFrame) -> Figure:
         axes.tick_params(left=False)
         axes.legend(
             [bars, *marks],
-            [NAMES["model"], *(str(mark.get_label()) for mark in marks)],
+            [METHODS["model"], *(str(mark.get_label()) for mark in marks)],
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
-            ncols=3,
+            ncols=4,
         )
         svg = svg_of(canvas, "classes")
     return Figure(
@@ -144,6 +189,7 @@ def classes_figure(classes: pd.DataFrame) -> Figure:
         ),
         alt="Bars of F1 by class, most abundant first; the table below holds the same numbers.",
         svg=svg,
+        table="classes",
     )
 
 
@@ -186,6 +232,7 @@ def confusion_figure(matrix: pd.DataFrame) -> Figure:
         ),
         alt="Heat map of predictions by true class; confusion.csv holds the counts.",
         svg=svg,
+        table="confusion",
     )
 
 
@@ -218,7 +265,8 @@ def svg_of(canvas: Canvas, name: str) -> str:
     return buffer.getvalue()
 
 
-def _distinct(values: "pd.Series[Any]") -> list[str]:
+def distinct(values: "pd.Series[Any]") -> list[str]:
+    """Give the different values in the order in which they come."""
     return [str(value) for value in values.unique()]
 
 

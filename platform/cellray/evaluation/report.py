@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,33 +13,32 @@ from jinja2 import Environment, StrictUndefined, Template
 
 import cellray
 from cellray.evaluation.export import whole_file
-from cellray.evaluation.figures import CLASSIFIERS, METRICS, NAMES
-from cellray.evaluation.task import Report
+from cellray.evaluation.figures import METRICS, READOUTS
+from cellray.evaluation.methods import METHODS
+from cellray.evaluation.task import Report, bounds_of, plain_rows
+from cellray.track.promotion import lower_is_better
 
 MINUS = "\N{MINUS SIGN}"
-TITLES = {"annotation": "Cell-type annotation"}
 
 
 def report_files(report: Report) -> dict[str, str]:
-    """Render a report.
+    """Give a task's tables and figures.
 
     Returns
     -------
     dict
-        Text by file name: ``report.html`` (self-contained, it requests nothing), ``table.csv``,
-        ``scores.csv``, ``classes.csv``, ``confusion.csv``, ``metrics.json`` and
-        ``figures/NAME.svg``.
+        Text by file name: ``metrics.json``, ``table.csv`` (means), ``scores.csv`` (every split),
+        ``intervals.csv``, ``NAME.csv`` for each further table, and ``figures/NAME.svg``.
     """
     document = report.document()
     del document["folder"], document["run_id"]  # a file says where it is by being there
     written = {
-        "report.html": render(report),
         "metrics.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         "table.csv": report.table.to_csv(index=False),
         "scores.csv": report.scores.to_csv(index=False),
-        "classes.csv": report.classes.to_csv(index=False),
-        "confusion.csv": report.confusion.to_csv(index_label="true"),
+        "intervals.csv": report.intervals.to_csv(index=False),
     }
+    written |= {f"{name}.csv": table.to_csv(index=False) for name, table in report.tables.items()}
     return written | {f"figures/{figure.name}.svg": figure.svg for figure in report.figures}
 
 
@@ -50,29 +49,24 @@ def write_files(texts: Mapping[str, str], folder: Path) -> None:
             path.write_text(text, encoding="utf-8")
 
 
-def render(report: Report) -> str:
-    """Give the report as one HTML page.
+def render(reports: Mapping[str, Report], gates: pd.DataFrame | None = None) -> str:
+    """Give the reports of one model on one atlas as one HTML page, which requests nothing.
 
     Parameters
     ----------
-    report
-        With its facts.
+    reports
+        With their facts, by the title under which each is shown.
+    gates
+        A suite's thresholds: ``metric``, ``wanted``, ``value``, ``passed``; None where there are
+        none.
     """
-    table = report.table
-    facts = report.facts
+    first = next(iter(reports.values()))
     return _template().render(
-        report=report,
-        facts=facts,
-        title=TITLES.get(report.task, report.task),
-        tiles=_tiles(report),
-        splits=report.scores["split"].nunique(),
-        heads=[{"name": CLASSIFIERS[c]} for c in table["classifier"].unique()],
-        metrics=[METRICS[metric] for metric in report.scores["metric"].unique()],
-        rows=_rows(report),
-        every=_every(report),
-        method_names=[NAMES[method] for method in table["method"].unique()],
-        classes=_classes(report),
-        listed=_listed(facts),
+        facts=first.facts,
+        notes=list(dict.fromkeys(note for one in reports.values() for note in one.common)),
+        parts=[_part(title, report) for title, report in reports.items()],
+        gates=None if gates is None else gates.to_dict("records"),
+        listed=_listed(first.facts),
         version=cellray.__version__,
     )
 
@@ -85,78 +79,118 @@ def _template() -> Template:
     return environment.from_string(source)
 
 
+def _part(title: str, report: Report) -> dict[str, Any]:
+    """Lay out a task's report."""
+    columns = report.scores[["readout", "metric"]].drop_duplicates()
+    pairs = [(str(readout), str(metric)) for readout, metric in columns.to_numpy()]
+    readouts = list(dict.fromkeys(readout for readout, _ in pairs))
+    heads = {of: [metric for readout, metric in pairs if readout == of] for of in readouts}
+    shown = {figure.table for figure in report.figures}
+    return {
+        "title": title,
+        "key": report.task,
+        "report": report,
+        "tiles": _tiles(report),
+        "splits": report.scores["split"].nunique(),
+        "heads": [(READOUTS.get(of, of), len(metrics)) for of, metrics in heads.items()],
+        "metrics": [METRICS.get(metric, metric) for of in heads.values() for metric in of],
+        "rows": _rows(report, [(of, metric) for of in heads for metric in heads[of]]),
+        "every": _every(report),
+        "tables": {name: _laid_out(table) for name, table in report.tables.items()},
+        "rest": [name for name in report.tables if name not in shown],
+    }
+
+
 def _tiles(report: Report) -> list[dict[str, str]]:
-    """Give the model's first score, and how far it is from each baseline, split by split."""
+    """Give the model's first score, and how far it is from each other method, split by split."""
     first = report.scores.iloc[0]
-    chosen = (report.scores["classifier"] == first["classifier"]) & (
+    chosen = (report.scores["readout"] == first["readout"]) & (
         report.scores["metric"] == first["metric"]
     )
-    values = report.scores[chosen].pivot_table(index="split", columns="method", values="value")
-    what = f"{METRICS[first['metric']]}, {CLASSIFIERS[first['classifier']]}"
-    model = values["model"]
+    values = report.scores[chosen].pivot_table(
+        index="split", columns="method", values="value", sort=False
+    )
+    metric, readout = str(first["metric"]), str(first["readout"])
+    main = values[first["method"]]
     tiles = [
         {
-            "name": what,
-            "value": f"{model.mean():.3f}",
-            "spread": f"± {model.std(ddof=0):.3f}",
+            "name": f"{METRICS.get(metric, metric)}, {READOUTS.get(readout, readout)}",
+            "value": f"{main.mean():.3f}",
+            "spread": f"± {main.std(ddof=0):.3f}",
             "more": "this model",
         }
     ]
-    for method in NAMES:
-        if method != "model" and method in values:
-            apart = model - values[method]
-            tiles.append(
-                {
-                    "name": f"against {NAMES[method]}",
-                    "value": f"{apart.mean():+.3f}".replace("-", MINUS),
-                    "spread": "",
-                    "more": f"higher on {int((apart > 0).sum())} of {len(apart)} splits",
-                }
-            )
+    better = "lower" if lower_is_better(metric) else "higher"
+    for method in values.columns.drop(first["method"]):
+        apart = main - values[method]
+        wins = int(((apart < 0) if better == "lower" else (apart > 0)).sum())
+        tiles.append(
+            {
+                "name": f"against {METHODS.get(method, method)}",
+                "value": f"{apart.mean():+.3f}".replace("-", MINUS),
+                "spread": "",
+                "more": f"{better} on {wins} of {apart.count()} splits",
+            }
+        )
     return tiles
 
 
-def _rows(report: Report) -> list[dict[str, Any]]:
-    table, metrics = report.table, report.scores["metric"].unique()
-    best = table.groupby("classifier")[list(metrics)].max()
+def _rows(report: Report, columns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Give the score table's rows: mean, spread and interval, the best of each column marked."""
+    grouped = report.scores.groupby(["method", "readout", "metric"], sort=False)["value"]
+    means, spreads = grouped.mean(), grouped.std(ddof=0)
+    bounds = bounds_of(report.intervals)
+    best = {
+        (of, metric): means.xs((of, metric), level=("readout", "metric")).agg(
+            "min" if lower_is_better(metric) else "max"
+        )
+        for of, metric in columns
+    }
     rows = []
-    for method, part in table.groupby("method", sort=False):
-        cells = [
-            {
-                "mean": row[metric],
-                "std": row[f"{metric}_std"],
-                "best": row[metric] == best.loc[row["classifier"], metric],
-            }
-            for row in part.to_dict("records")
-            for metric in metrics
-        ]
-        rows.append({"name": NAMES[str(method)], "cells": cells})
+    for method in dict.fromkeys(report.scores["method"]):
+        cells: list[dict[str, Any] | None] = []
+        for column in columns:
+            key = (method, *column)
+            if key not in means.index:
+                cells.append(None)
+                continue
+            cells.append(
+                {
+                    "mean": means[key],
+                    "std": spreads[key],
+                    "best": means[key] == best[column],
+                    "bounds": bounds.get(key),
+                }
+            )
+        rows.append({"name": METHODS.get(method, method), "cells": cells})
     return rows
 
 
 def _every(report: Report) -> list[dict[str, Any]]:
-    groups = report.scores.groupby(["method", "classifier", "metric"], sort=False)["value"]
+    groups = report.scores.groupby(["method", "readout", "metric"], sort=False)["value"]
     return [
         {
-            "method": NAMES[str(method)],
-            "classifier": CLASSIFIERS[str(classifier)],
-            "metric": METRICS[str(metric)],
+            "method": METHODS.get(str(method), str(method)),
+            "readout": READOUTS.get(str(readout), str(readout)),
+            "metric": METRICS.get(str(metric), str(metric)),
             "values": values.tolist(),
         }
-        for (method, classifier, metric), values in groups
+        for (method, readout, metric), values in groups
     ]
 
 
-def _classes(report: Report) -> list[dict[str, Any]]:
-    methods = report.table["method"].unique()
-    return [
-        {
-            "name": row["class"],
-            "cells": row["cells"],
-            "values": ["none" if pd.isna(row[m]) else f"{row[m]:.3f}" for m in methods],
-        }
-        for row in report.classes.to_dict("records")
-    ]
+def _laid_out(table: pd.DataFrame) -> dict[str, Any]:
+    """Write a table's cells."""
+    rows = [[_written(value) for value in row.values()] for row in plain_rows(table)]
+    return {"heads": [METHODS.get(str(name), str(name)) for name in table.columns], "rows": rows}
+
+
+def _written(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _listed(facts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

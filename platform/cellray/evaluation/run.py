@@ -1,41 +1,85 @@
 """Evaluation as one call: resolve, embed, score, write, log."""
 
-import shlex
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import ray
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
 from cellray.atlas.store import Atlas
-from cellray.core.errors import CellrayError, suggest
-from cellray.core.types import Progress
-from cellray.evaluation.embed import embed_learners
+from cellray.core.errors import CellrayError
+from cellray.core.types import Progress, Rows
+from cellray.evaluation.cache import embed_once
 from cellray.evaluation.export import check_folder, source_order
-from cellray.evaluation.report import report_files, write_files
-from cellray.evaluation.table import TASKS
+from cellray.evaluation.facts import facts_of, params_of, reader_notes, weights_of
+from cellray.evaluation.leak import seen_cells
+from cellray.evaluation.report import render, report_files, write_files
+from cellray.evaluation.suite import Entry, Suite
+from cellray.evaluation.table import find_task
 from cellray.evaluation.task import Embeddings, Report, Spec, sample_cells
+from cellray.feed.session import ray_session
 from cellray.learn.embed import gene_columns, matched_share
-from cellray.track.models import Resolved, log_evaluation, resolve
+from cellray.track.models import Resolved, champion_of, log_evaluation, resolve
 
 MAX_CELLS = 50_000
 """Cells that are scored at most: PCA and kNN hold them in memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a suite found.
+
+    Attributes
+    ----------
+    reports
+        By the name of the suite's entry.
+    gates
+        ``metric``, ``wanted``, ``value``, ``passed``; None where the suite has none.
+    folder
+        Where ``report.html`` lies, and a folder for each entry.
+    """
+
+    reports: Mapping[str, Report]
+    gates: pd.DataFrame | None
+    folder: Path
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate has passed."""
+        return self.gates is None or bool(self.gates["passed"].all())
+
+    def document(self) -> dict[str, Any]:
+        """Give all but the figures as plain values and paths."""
+        return {
+            "reports": {name: report.document() for name, report in self.reports.items()},
+            "gates": None if self.gates is None else self.gates.to_dict("records"),
+            "passed": self.passed,
+            "folder": self.folder,
+        }
 
 
 def evaluate(
     model: str,
     atlas: str,
     *,
-    label: str,
     task: str = "annotation",
+    label: str | None = None,
     split_by: str | None = None,
+    batch: str | None = None,
+    matrix: str | None = None,
     seeds: int = 5,
     seed: int = 0,
     max_cells: int = MAX_CELLS,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Score a registered model on an atlas, beside the baselines of the task.
+    """Score a registered model on an atlas by one task, beside the baselines of the task.
 
     Parameters
     ----------
@@ -43,23 +87,14 @@ def evaluate(
         URI of a registered model, such as ``models:/pbmc@champion``.
     atlas
         The atlas's URL.
-    label
-        The obs column to predict.
     task
-        An entry of ``TASKS``.
-    split_by
-        An obs column (a donor) whose values are held out whole; None stratifies by label.
+        A task of `cellray.evaluation.table`.
+    label, split_by, batch, matrix, seed
+        As of `cellray.evaluation.task.Spec`.
     seeds
         Number of splits.
-    seed
-        Seed of the splits, the PCA, the UMAP and of the sample when there are too many cells.
-    max_cells
-        Score a random sample of so many cells when the atlas has more; the report says so.
-    out
-        Folder for ``report.html``, ``table.csv``, ``metrics.json``, ``confusion.csv`` and the
-        figures; None is ``.cellray/reports/NAME-vVERSION-TASK`` in the working folder.
-    progress
-        Called with ("embed", cells, all cells).
+    max_cells, out, progress
+        As of `evaluate_suite`.
 
     Returns
     -------
@@ -69,120 +104,196 @@ def evaluate(
     Raises
     ------
     CellrayError
-        An unknown task, model or column, an atlas that cannot be used, no gene in common, or
-        what the task refuses.
+        As `evaluate_suite`.
     """
-    if task not in TASKS:
-        raise CellrayError(f"unknown task '{task}'", suggest(task, TASKS))
     if seeds < 1:
         raise CellrayError(f"{seeds} splits cannot be scored", "give --seeds 1 or more")
-    if label == split_by:
-        raise CellrayError(
-            f"--split-by {label} would hold out what is to be predicted",
-            "split by another column, or leave it out",
-        )
-    spec = Spec(label=label, split_by=split_by, splits=seeds, seed=seed)
+    find_task(task)
+    entry = {"label": label, "split_by": split_by, "batch": batch, "matrix": matrix}
+    found = evaluate_suite(
+        model,
+        atlas,
+        Suite(tasks={task: Entry(**entry, splits=seeds, seed=seed)}),
+        max_cells=max_cells,
+        out=out,
+        progress=progress,
+    )
+    return found.reports[task]
+
+
+def evaluate_suite(
+    model: str,
+    atlas: str,
+    suite: Suite,
+    *,
+    label: str | None = None,
+    split_by: str | None = None,
+    batch: str | None = None,
+    matrix: str | None = None,
+    max_cells: int = MAX_CELLS,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score a registered model on an atlas by the tasks of a suite, and hold it to its gates.
+
+    The cells are embedded once, and never again by the same weights; the tasks run beside each
+    other. Where another version is ``@champion``, it is scored on the same cells.
+
+    Parameters
+    ----------
+    model
+        URI of a registered model, such as ``models:/pbmc@champion``.
+    atlas
+        The atlas's URL.
+    suite
+        The tasks and gates.
+    label, split_by, batch, matrix
+        For entries of the suite that do not name them.
+    max_cells
+        Score a random sample of so many cells when the atlas has more; the report says so.
+    out
+        Folder for ``report.html`` and the tables; None is
+        ``.cellray/reports/NAME-vVERSION-ENTRIES`` in the working folder.
+    progress
+        Called with ("embed", cells, all cells) and ("score", tasks, all tasks).
+
+    Raises
+    ------
+    CellrayError
+        An unknown task, model or column, an atlas that cannot be used, no gene in common, or
+        what a task refuses.
+    """
+    given = {"label": label, "split_by": split_by, "batch": batch, "matrix": matrix}
+    entries = suite.specs({key: value for key, value in given.items() if value is not None})
+    specs = [spec for _, spec in entries.values()]
     opened = Atlas.open(atlas)
-    obs = opened.obs([label] if split_by is None else list(dict.fromkeys([label, split_by])))
+    obs = opened.obs(list(dict.fromkeys(name for spec in specs for name in spec.columns)))
+    matrices = list(dict.fromkeys(spec.matrix for spec in specs if spec.matrix is not None))
+    for key in matrices:
+        opened.require_matrix(key)
     resolved = resolve(model)
-    folder = Path(out or Path(".cellray/reports") / f"{resolved.name}-v{resolved.version}-{task}")
+    folder = Path(
+        out or f".cellray/reports/{resolved.name}-v{resolved.version}-{'-'.join(entries)}"
+    )
     folder = folder.expanduser().absolute()
     check_folder(folder)
     columns = gene_columns(resolved.learner.genes, opened.genes)
-    learners = [resolved.learner, resolved.learner.untrained()]
-    model_ND, untrained_ND = embed_learners(learners, opened, progress=progress)
     # In the order of the sources: the splits then do not depend on how the atlas was shuffled.
     order = source_order(opened.obs(["cellray_source", "cellray_row"]))
-    cells = order[sample_cells(opened.n_cells, max_cells, seed, "evaluation cells")]
-    embeddings = Embeddings(
-        frozen={"model": model_ND[cells], "untrained": untrained_ND[cells]},
-        counts=opened.read_cells(cells).to_scipy(),
-        obs=obs.iloc[cells].reset_index(drop=True),
-    )
-    found = TASKS[task](embeddings, spec)
+    cells = order[sample_cells(opened.n_cells, max_cells, specs[0].seed, "evaluation cells")]
+    embeddings = _embeddings(resolved, opened, obs, matrices, cells, progress)
     share = matched_share(columns, len(resolved.learner.genes))
-    report = replace(
-        found,
-        notes=(*_notes(resolved, opened, share, scored=len(cells)), *found.notes),
-        facts=_facts(resolved, opened, spec, share),
-        folder=folder,
+    split_by = next((spec.split_by for spec in specs if spec.split_by is not None), None)
+    seen = seen_cells(resolved, opened, cells, embeddings.counts, split_by)
+    notes = reader_notes(seen, opened, share, scored=len(cells))
+    reports = {
+        name: replace(
+            report,
+            common=notes,
+            facts=facts_of(resolved, opened, entries[name], share, seen),
+            folder=folder if len(entries) == 1 else folder / name,
+        )
+        for name, report in _run(entries, embeddings, progress).items()
+    }
+    gates = suite.judge(reports)
+    titles = {
+        find_task(task).title + ("" if name == task else f" ({name})"): reports[name]
+        for name, (task, _) in entries.items()
+    }
+    write_files({"report.html": render(titles, gates)}, folder)
+    for name, report in reports.items():
+        run_id = _log(resolved, opened, report, entries[name][1], max_cells, gates)
+        reports[name] = replace(report, run_id=run_id)
+    return Evaluation(reports, gates, folder)
+
+
+def _embeddings(
+    resolved: Resolved,
+    atlas: Atlas,
+    obs: pd.DataFrame,
+    matrices: list[str],
+    cells: NDArray[np.int64],
+    progress: Progress | None,
+) -> Embeddings:
+    """Embed the atlas, and take the cells that are scored."""
+    learners = {"model": resolved.learner, "untrained": resolved.learner.untrained()}
+    weights = weights_of(resolved)
+    digests = {"model": weights, "untrained": f"u{weights}"}
+    champion = champion_of(resolved)
+    if champion is not None:
+        learners["champion"] = champion.learner
+        digests["champion"] = weights_of(champion)
+    found = embed_once(
+        {digests[method]: learner for method, learner in learners.items()}, atlas, progress=progress
     )
+    rows = atlas.read_cells(cells, matrices=matrices)
+    return Embeddings(
+        frozen={method: np.asarray(found[digests[method]][cells]) for method in learners},
+        counts=rows.to_scipy(),
+        obs=obs.iloc[cells].reset_index(drop=True),
+        genes=atlas.genes,
+        matrices={key: _dense(rows.matrices[key]) for key in matrices},
+        learners=learners,
+    )
+
+
+def _dense(values: NDArray[Any] | Rows) -> NDArray[np.float32]:
+    if isinstance(values, Rows):
+        values = values.to_scipy().toarray()
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _run(
+    entries: Mapping[str, tuple[str, Spec]], embeddings: Embeddings, progress: Progress | None
+) -> dict[str, Report]:
+    """Run the tasks: one here, several beside each other in Ray."""
+    if len(entries) == 1:
+        ((name, (task, spec)),) = entries.items()
+        return {name: _task(task, embeddings, spec)}
+    with ray_session():
+        shared = ray.put(embeddings)
+        remote: Any = ray.remote(num_cpus=1)(_task)
+        refs = {remote.remote(task, shared, spec): name for name, (task, spec) in entries.items()}
+        found, left = {}, [*refs]
+        while left:
+            (done,), left = ray.wait(left)
+            try:
+                found[refs[done]] = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            if progress is not None:
+                progress("score", len(found), len(entries))
+    return {name: found[name] for name in entries}
+
+
+def _task(task: str, embeddings: Embeddings, spec: Spec) -> Report:
+    with threadpool_limits(1):  # the same numbers on any number of cores
+        return find_task(task).run(embeddings, spec)
+
+
+def _log(
+    resolved: Resolved,
+    atlas: Atlas,
+    report: Report,
+    spec: Spec,
+    max_cells: int,
+    gates: pd.DataFrame | None,
+) -> str:
+    """Write a task's files, and log them with its metrics."""
     texts = report_files(report)
-    write_files(texts, folder)
+    assert report.folder is not None
+    write_files(texts, report.folder)
     with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
         # Not the folder itself: it may hold files of the user's.
-        write_files(texts, Path(scratch))
-        run_id = log_evaluation(
+        page = {"report.html": render({find_task(report.task).title: report})}
+        write_files(texts | page, Path(scratch))
+        return log_evaluation(
             resolved,
             metrics=report.metrics,
-            dataset_name=Path(opened.url).name,
-            dataset_digest=opened.digest,
-            dataset_url=opened.url,
+            dataset_name=Path(atlas.url).name,
+            dataset_digest=atlas.digest,
+            dataset_url=atlas.url,
             artifacts=scratch,
-            params=_params(spec) | {"max_cells": str(max_cells)},
-            task=task,
+            params=params_of(spec) | {"max_cells": str(max_cells)},
+            task=report.task,
         )
-    return replace(report, run_id=run_id)
-
-
-def _params(spec: Spec) -> dict[str, str]:
-    return {name: str(value) for name, value in asdict(spec).items() if value is not None}
-
-
-def _notes(resolved: Resolved, atlas: Atlas, share: float, *, scored: int) -> list[str]:
-    """Say what a reader has to know about the model and these cells."""
-    trained_on = resolved.facts.get("atlas_digest")
-    if trained_on == atlas.digest:
-        seen = (
-            "The model was pre-trained on this very atlas: it has seen the counts of the test "
-            "cells, though never a label. These scores say how well it organises known cells, not "
-            "how it does on new ones."
-        )
-    else:
-        seen = (
-            "The model was pre-trained on another atlas. Whether some cells are in both was not "
-            "checked."
-        )
-    notes = [seen]
-    if share < 1:
-        notes.append(
-            f"The atlas has {share:.1%} of the model's genes; the others count as zero. PCA uses "
-            "all genes of the atlas."
-        )
-    if scored < atlas.n_cells:
-        notes.append(f"{scored:,} cells, sampled at random from {atlas.n_cells:,}, were scored.")
-    return notes
-
-
-def _facts(resolved: Resolved, atlas: Atlas, spec: Spec, share: float) -> Mapping[str, Any]:
-    """Collect where the numbers come from, and how to get them again."""
-    words = ["cellray", "evaluate", resolved.uri, "--atlas", atlas.url, "--label", spec.label]
-    if spec.split_by is not None:
-        words += ["--split-by", spec.split_by]
-    if spec.splits != Spec.splits:
-        words += ["--seeds", str(spec.splits)]
-    learner = resolved.learner
-    return {
-        "model": resolved.uri,
-        "name": resolved.name,
-        "version": resolved.version,
-        "training_run": resolved.run_id,
-        "git_commit": resolved.facts.get("git_commit"),
-        "weights_sha256": resolved.facts["sha256"]["weights.safetensors"],
-        "parameters": sum(p.numel() for p in learner.encoder.parameters()),
-        "dimensions": learner.encoder.dim,
-        "genes": len(learner.genes),
-        "objective": learner.recipe.objective.name,
-        "recipe": learner.recipe.dump(),
-        "training_seed": learner.recipe.seed,
-        "trained_on": resolved.facts.get("atlas"),
-        "trained_on_digest": resolved.facts.get("atlas_digest"),
-        "atlas": atlas.url,
-        "atlas_digest": atlas.digest,
-        "atlas_cells": atlas.n_cells,
-        "atlas_genes": atlas.n_genes,
-        "genes_matched": share,
-        "seen_in_pretraining": resolved.facts.get("atlas_digest") == atlas.digest,
-        "split_seed": spec.seed,
-        "command": shlex.join(words),
-    }

@@ -1,6 +1,52 @@
-"""The tasks by name."""
+"""The tasks by name: those that cellray brings, and those that installed packages register."""
 
+from importlib.metadata import EntryPoint, entry_points
+
+from cellray.core.errors import CellrayError, suggest
 from cellray.evaluation.annotation import annotation
+from cellray.evaluation.clustering import clustering
+from cellray.evaluation.integration import integration
 from cellray.evaluation.task import Task
 
-TASKS: dict[str, Task] = {"annotation": annotation}
+GROUP = "cellray.tasks"
+
+TASKS: dict[str, Task] = {
+    "annotation": Task(annotation, "Cell-type annotation"),
+    "clustering": Task(clustering, "Clustering"),
+    "integration": Task(integration, "Batch integration", needs=("label", "batch")),
+}
+
+
+def find_task(name: str) -> Task:
+    """Give a task by its name.
+
+    A package registers its own by an entry point of the group ``cellray.tasks`` that names a
+    `Task`; it cannot take the name of one of cellray's.
+
+    Raises
+    ------
+    CellrayError
+        No such task, or an entry point that does not give one.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    registered = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in registered:
+        raise CellrayError(f"unknown task '{name}'", suggest(name, {*TASKS, *registered}))
+    return _load(registered[name])
+
+
+def _load(point: EntryPoint) -> Task:
+    try:
+        task = point.load()
+    except (ImportError, AttributeError) as error:
+        raise CellrayError(
+            f"task '{point.name}' cannot be loaded from {point.value}: {error}",
+            "mend the package that registers it, or uninstall it",
+        ) from error
+    if not isinstance(task, Task):
+        raise CellrayError(
+            f"task '{point.name}' is a {type(task).__name__}, not a cellray.evaluation.task.Task",
+            "mend the package that registers it",
+        )
+    return task

@@ -19,14 +19,14 @@ from mlflow.exceptions import MlflowException
 
 from cellray.core.errors import CellrayError
 from cellray.learn.learner import Learner
-from cellray.track.catalogue import find_version
+from cellray.track.catalogue import aliases_of, find_model, find_version
 from cellray.track.folder import load_model, read_facts
 from cellray.track.pyfunc import check_flavour
 from cellray.track.register import check_name, register
 from cellray.track.runs import run
 from cellray.track.store import client, scrub, store_errors, tracking_uri
 
-__all__ = ["Resolved", "check_name", "log_evaluation", "register", "resolve"]
+__all__ = ["Resolved", "champion_of", "check_name", "log_evaluation", "register", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,15 @@ def resolve(uri: str) -> Resolved:
     return Resolved(
         learner, facts, canonical, found.name, int(found.version), found.run_id, model_id
     )
+
+
+@store_errors()
+def champion_of(resolved: Resolved) -> Resolved | None:
+    """Load the version that is ``@champion``, unless there is none or it is this one."""
+    version = aliases_of(find_model(client(), resolved.name)).get("champion")
+    if version is None or version == resolved.version:
+        return None
+    return resolve(f"models:/{resolved.name}/{version}")
 
 
 def log_evaluation(

@@ -19,7 +19,14 @@ from cellray.track.store import client, store_errors
 LOWER = frozenset({"loss", "error", "mse", "rmse", "mae", "nll", "perplexity", "distance"})
 """Last words of the metrics of which less is better; of all others more is."""
 
-OPTIONS = {"task": "--task", "label": "--label", "split_by": "--split-by", "splits": "--seeds"}
+OPTIONS = {
+    "task": "--task",
+    "label": "--label",
+    "split_by": "--split-by",
+    "batch": "--batch",
+    "matrix": "--matrix",
+    "splits": "--seeds",
+}
 """Options of ``cellray evaluate`` by the part of the protocol that they set."""
 
 DEFAULTS = {"task": "annotation", "splits": "5", "seed": "0", "max_cells": "50000"}
@@ -237,9 +244,9 @@ def _atlases(run: Run) -> list[Dataset]:
 
 
 def _says_worth(metric: str) -> bool:
-    """Leave out spreads, and of METHOD/CLASSIFIER/METRIC the methods that are baselines."""
+    """Leave out spreads, and of METHOD/READOUT/METRIC the methods that are baselines."""
     baseline = metric.count("/") == 2 and not metric.startswith("model/")
-    return not baseline and not metric.endswith("_std")
+    return not baseline and not metric.endswith(("_std", "_low", "_high"))
 
 
 def _how(evaluation: Evaluation, uri: str) -> str:

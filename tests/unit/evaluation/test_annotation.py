@@ -13,7 +13,8 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 
 from cellray.core.errors import CellrayError
-from cellray.evaluation.annotation import annotation, make_splits, usable_cells
+from cellray.evaluation.annotation import annotation
+from cellray.evaluation.splits import make_splits, usable_cells
 from cellray.evaluation.table import TASKS
 from cellray.evaluation.task import Spec
 
@@ -96,10 +97,10 @@ def test_scores_equal_scikit_learn_on_the_same_splits(cells, method, fixture, re
         scaled = (z - z[train].mean(axis=0)) / z[train].std(axis=0).mean()
         line = LogisticRegression(max_iter=5_000).fit(scaled[train], labels[train])
         expected["probe", "micro_f1"].append(np.mean(line.predict(scaled[test]) == labels[test]))
-    for (classifier, metric), values in expected.items():
-        ours = values_of(found, method=method, classifier=classifier, metric=metric)
+    for (readout, metric), values in expected.items():
+        ours = values_of(found, method=method, readout=readout, metric=metric)
         # The probe's penalty depends a little on how embeddings are scaled; kNN has no freedom.
-        np.testing.assert_allclose(ours, values, atol=1e-9 if classifier == "knn" else 0.05)
+        np.testing.assert_allclose(ours, values, atol=1e-9 if readout == "knn" else 0.05)
 
 
 def test_pca_never_sees_the_test_cells(cells):
@@ -113,14 +114,14 @@ def test_pca_never_sees_the_test_cells(cells):
             z = TruncatedSVD(50, random_state=0).fit(csr_matrix(fitted)).transform(logs)
             near = KNeighborsClassifier(5).fit(z[split.train], labels[split.train])
             scores[name].append(np.mean(near.predict(z[split.test]) == labels[split.test]))
-    ours = values_of(annotation(noisy, SPEC), method="pca", classifier="knn", metric="micro_f1")
+    ours = values_of(annotation(noisy, SPEC), method="pca", readout="knn", metric="micro_f1")
     np.testing.assert_allclose(ours, scores["train"], atol=0.02)  # near ties fall either way
     assert np.abs(np.subtract(ours, scores["all"])).max() > 0.02
 
 
 def test_the_table_holds_mean_and_standard_deviation_over_splits(report):
-    values = values_of(report, method="pca", classifier="probe", metric="macro_f1")
-    row = report.table.set_index(["method", "classifier"]).loc[("pca", "probe")]
+    values = values_of(report, method="pca", readout="probe", metric="macro_f1")
+    row = report.table.set_index(["method", "readout"]).loc[("pca", "probe")]
     assert len(values) == 5
     assert row["macro_f1"] == pytest.approx(np.mean(values))
     assert row["macro_f1_std"] == pytest.approx(np.sqrt(np.mean((values - values.mean()) ** 2)))
@@ -143,7 +144,7 @@ def test_a_good_embedding_scores_and_permuted_labels_score_at_chance(cells, repo
 def test_the_same_input_gives_the_same_report(cells, report):
     again = annotation(cells, SPEC)
     pd.testing.assert_frame_equal(again.scores, report.scores)
-    pd.testing.assert_frame_equal(again.confusion, report.confusion)
+    pd.testing.assert_frame_equal(again.tables["confusion"], report.tables["confusion"])
     assert again.figures == report.figures
 
 
@@ -154,14 +155,17 @@ def test_another_seed_gives_other_splits(cells, report):
 
 def test_classes_come_by_abundance_and_the_confusion_adds_up(cells, report):
     sizes = cells.obs["cell_type"].value_counts()
-    assert report.classes["cells"].is_monotonic_decreasing
-    assert dict(zip(report.classes["class"], report.classes["cells"], strict=True)) == dict(sizes)
-    assert report.confusion.index.tolist() == report.classes["class"].tolist()
-    tested = report.confusion.to_numpy().sum()
-    micro = values_of(report, method="model", classifier="knn", metric="micro_f1")
-    assert np.trace(report.confusion.to_numpy()) / tested == pytest.approx(micro.mean())
-    macro = values_of(report, method="model", classifier="knn", metric="macro_f1")
-    assert report.classes["model"].mean() == pytest.approx(macro.mean())
+    assert report.tables["classes"]["cells"].is_monotonic_decreasing
+    classes = report.tables["classes"]
+    assert dict(zip(classes["class"], classes["cells"], strict=True)) == dict(sizes)
+    confusion = report.tables["confusion"].set_index("true class")
+    assert confusion.index.tolist() == report.tables["classes"]["class"].tolist()
+    assert confusion.columns.tolist() == report.tables["classes"]["class"].tolist()
+    tested = confusion.to_numpy().sum()
+    micro = values_of(report, method="model", readout="knn", metric="micro_f1")
+    assert np.trace(confusion.to_numpy()) / tested == pytest.approx(micro.mean())
+    macro = values_of(report, method="model", readout="knn", metric="macro_f1")
+    assert report.tables["classes"]["model"].mean() == pytest.approx(macro.mean())
 
 
 def test_figures_are_the_five_that_are_promised(report, by_donor):
@@ -198,8 +202,8 @@ def test_a_label_that_training_cells_lack_counts_as_wrong(cells):
     only = np.flatnonzero(cells.obs["donor"] == "anna")[:6]
     labels[only] = "of anna"
     report = annotation(with_obs(cells, cell_type=labels), BY_DONOR)
-    assert report.confusion.loc["of anna", "of anna"] == 0
-    assert report.classes.set_index("class").loc["of anna", "model"] == 0
+    assert report.tables["confusion"].set_index("true class").loc["of anna", "of anna"] == 0
+    assert report.tables["classes"].set_index("class").loc["of anna", "model"] == 0
     assert any("test cells have a label that their training cells lack" in n for n in report.notes)
 
 
@@ -231,4 +235,4 @@ def test_a_handful_of_cells_is_enough(cells):
 
 
 def test_the_task_is_in_the_table():
-    assert TASKS["annotation"] is annotation
+    assert TASKS["annotation"].run is annotation

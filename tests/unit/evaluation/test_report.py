@@ -13,7 +13,7 @@ import pytest
 
 from cellray.evaluation.annotation import annotation
 from cellray.evaluation.report import render, report_files, write_files
-from cellray.evaluation.task import Spec
+from cellray.evaluation.task import Spec, bounds_of
 
 FACTS = {
     "model": "models:/cells/3",
@@ -78,12 +78,12 @@ def parsed(html):
 @pytest.fixture(scope="module")
 def report(cells):
     found = annotation(cells, Spec(label="cell_type", split_by="donor"))
-    return replace(found, facts=FACTS, notes=("The model was pre-trained here.", *found.notes))
+    return replace(found, facts=FACTS, common=("The model was pre-trained here.",))
 
 
 @pytest.fixture(scope="module")
 def html(report):
-    return render(report)
+    return render({"Annotation": report})
 
 
 def test_the_page_asks_for_nothing(html):
@@ -109,22 +109,25 @@ def test_the_page_shows_the_table_and_marks_the_best(report, html):
     best = [text for kind, text in cells if kind == "best"]
     table = report.table
     expected = [
-        table.loc[table["classifier"] == classifier, metric].max()
-        for classifier in ("knn", "probe")
+        table.loc[table["readout"] == readout, metric].max()
+        for readout in ("knn", "probe")
         for metric in ("macro_f1", "micro_f1")
     ]
     assert sorted({text.split()[0] for text in best}) == sorted({f"{v:.4f}" for v in expected})
     shown = {text for _, text in cells}
+    bounds = bounds_of(report.intervals)
     for row in table.to_dict("records"):
         for metric in ("macro_f1", "micro_f1"):
-            assert f"{row[metric]:.4f} ± {row[f'{metric}_std']:.4f}" in shown
+            low, high = bounds[row["method"], row["readout"], metric]
+            text = f"{row[metric]:.4f} ± {row[f'{metric}_std']:.4f}[{low:.3f}, {high:.3f}]"
+            assert text in shown
     for value in report.scores["value"]:
         assert f"{value:.4f}" in shown
 
 
 def test_the_page_says_what_a_reader_has_to_know(report, html):
     text = re.sub(r"\s+", " ", html)
-    assert all(note.split("'")[0] in text for note in report.notes)
+    assert all(note.split("'")[0] in text for note in (*report.common, *report.notes))
     assert report.protocol in text
     assert FACTS["command"] in text
     assert "commit unknown" in text
@@ -132,31 +135,31 @@ def test_the_page_says_what_a_reader_has_to_know(report, html):
 
 def test_names_are_escaped(report):
     evil = replace(report, facts=FACTS | {"name": "<script>alert(1)</script>"})
-    html = render(evil)
+    html = render({"Annotation": evil})
     assert "<script" not in html
     assert "&lt;script&gt;" in html
 
 
 def test_equal_reports_give_equal_pages(report, html):
-    assert render(report) == html
+    assert render({"Annotation": report}) == html
 
 
 def test_the_files_hold_the_same_numbers(report, tmp_path):
     write_files(report_files(report), tmp_path)
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
     assert written == {
-        "report.html",
         "metrics.json",
         "table.csv",
         "scores.csv",
+        "intervals.csv",
         "classes.csv",
         "confusion.csv",
         *(f"figures/{figure.name}.svg" for figure in report.figures),
     }
     table = pd.read_csv(tmp_path / "table.csv")
     pd.testing.assert_frame_equal(table, report.table, check_exact=False, rtol=1e-12)
-    confusion = pd.read_csv(tmp_path / "confusion.csv", index_col="true")
-    assert (confusion.to_numpy() == report.confusion.to_numpy()).all()
+    confusion = pd.read_csv(tmp_path / "confusion.csv", index_col="true class")
+    assert (confusion.to_numpy() == report.tables["confusion"].iloc[:, 1:].to_numpy()).all()
     document = json.loads((tmp_path / "metrics.json").read_text())
     assert document["metrics"] == report.metrics
     assert document["facts"]["atlas_digest"] == FACTS["atlas_digest"]
@@ -164,12 +167,13 @@ def test_the_files_hold_the_same_numbers(report, tmp_path):
 
 
 def test_a_class_that_no_split_tests_is_no_zero(report):
-    classes = report.classes.astype({"model": float})
+    classes = report.tables["classes"].astype({"model": float})
     classes.loc[0, ["model", "pca", "pca_all", "untrained"]] = float("nan")
-    texts = report_files(replace(report, classes=classes))
-    assert json.loads(texts["metrics.json"])["classes"][0]["model"] is None
+    untested = replace(report, tables={**report.tables, "classes": classes})
+    texts = report_files(untested)
+    assert json.loads(texts["metrics.json"])["tables"]["classes"][0]["model"] is None
     assert pd.read_csv(io.StringIO(texts["classes.csv"]))["model"].isna()[0]
-    assert "none" in {text for _, text in parsed(texts["report.html"]).cells}
+    assert "none" in {text for _, text in parsed(render({"Annotation": untested})).cells}
 
 
 def test_the_template_lies_in_the_package():

@@ -12,7 +12,7 @@ from cellray.evaluation.run import evaluate
 from cellray.evaluation.task import Spec
 from cellray.track import models
 from cellray.track.catalogue import list_models
-from cellray.track.promotion import DEFAULTS, apart, lower_is_better, promote
+from cellray.track.promotion import DEFAULTS, OPTIONS, apart, lower_is_better, promote
 from cellray.track.store import client
 
 METRIC = "model/knn/macro_f1"
@@ -205,6 +205,10 @@ def test_the_missing_evaluation_is_named_with_its_command(
         "atlas": url,
         "label": "cell_type",
         "task": "annotation",
+        "suite": None,
+        "batch": None,
+        "matrix": None,
+        "gate": False,
         "out": None,
         "json": False,
         **expected,
@@ -227,7 +231,7 @@ def test_the_defaults_are_those_of_evaluate():
         "seed": str(taken["seed"].default),
         "max_cells": str(taken["max_cells"].default),
     } == DEFAULTS
-    assert {*Spec.__dataclass_fields__} <= {"label", "split_by", *DEFAULTS}
+    assert {*Spec.__dataclass_fields__} <= {*OPTIONS, *DEFAULTS}
 
 
 def test_versions_that_nobody_evaluated_cannot_be_compared(rivals):

@@ -1,0 +1,78 @@
+"""How well an embedding mixes batches and keeps cell types apart, by the metrics of scIB."""
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from cellray.core.errors import CellrayError
+from cellray.evaluation import figures
+from cellray.evaluation.methods import embedded
+from cellray.evaluation.splits import usable_cells
+from cellray.evaluation.task import NO_INTERVALS, Embeddings, Report, Spec, sample_cells
+from cellray.score.integration import integration as scib
+
+TOTALS = ("total", "bio", "batch")
+MOST_CELLS = 20_000
+"""Nearest neighbours are exact, and their cost grows with the square of the cells."""
+
+
+def integration(embeddings: Embeddings, spec: Spec) -> Report:
+    """Score batch mixing and the conservation of labels as scIB does (Luecken et al. 2022).
+
+    ``total`` is 0.4 times the mean of the batch metrics and 0.6 times that of the biological ones.
+    Principal component regression compares an embedding's dependence on the batch with that of the
+    PCA of all cells.
+
+    Parameters
+    ----------
+    embeddings
+        Embeddings, and label and batch in ``obs``.
+    spec
+        The label and the batch.
+
+    Raises
+    ------
+    CellrayError
+        One batch or one label only.
+    """
+    kept, notes = usable_cells(embeddings.obs, spec)
+    batches = embeddings.obs[spec.batch]
+    has = batches.iloc[kept].notna().to_numpy(dtype=bool)
+    if missing := int(np.count_nonzero(~has)):
+        notes.append(f"{missing:,} cells have no '{spec.batch}' and were left out.")
+    kept = kept[has]
+    sampled = sample_cells(len(kept), MOST_CELLS, spec.seed, "integration")
+    if len(sampled) < len(kept):
+        notes.append(f"{len(sampled):,} of the cells, sampled at random, were scored.")
+    data = embeddings.take(kept[sampled])
+    batch_N = data.obs[spec.batch].astype(str).to_numpy(dtype=np.str_)
+    labels = data.obs[spec.label].astype(str).to_numpy(dtype=np.str_)
+    if len(np.unique(batch_N)) < 2:
+        raise CellrayError(
+            f"obs column '{spec.batch}' has one value only, so there is nothing to integrate",
+            "choose another --batch",
+        )
+    rows = []
+    with threadpool_limits(1, user_api="blas"):
+        compared = embedded(data, seed=spec.seed)
+        for method, z_ND in compared.items():
+            before = compared["pca_all"] if method != "pca_all" else None
+            found = scib(z_ND, batch_N, labels, seed=spec.seed, pca_ND=before)
+            order = ["total", "bio", "batch", *(k for k in found if k not in TOTALS)]
+            rows += [(method, "scib", metric, 0, found[metric]) for metric in order]
+    scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
+    return Report(
+        task="integration",
+        protocol=(
+            f"{len(labels):,} cells of {len(np.unique(labels))} values of {spec.label} in "
+            f"{len(np.unique(batch_N))} values of {spec.batch}. Metrics of scIB, all between 0 and "
+            "1, more is better; total = 0.4 batch + 0.6 bio."
+        ),
+        scores=scores,
+        figures=(figures.scores_figure(scores[scores["metric"].isin(TOTALS)], NO_INTERVALS),),
+        notes=(
+            *notes,
+            "An embedding in which everything is mixed has good batch metrics and no use: read "
+            "both means.",
+        ),
+    )
