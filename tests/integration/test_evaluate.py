@@ -11,12 +11,15 @@ from scipy.sparse import csr_matrix
 
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.write import ingest
+from cellray.cli import main
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.types import Span
+from cellray.evaluation import cache
 from cellray.evaluation.embed import embed, embed_atlas, embed_learners
 from cellray.evaluation.export import source_order
-from cellray.evaluation.run import evaluate
+from cellray.evaluation.run import evaluate, evaluate_suite
+from cellray.evaluation.suite import Suite
 from cellray.evaluation.task import sample_cells
 from cellray.learn.batch import Batch
 from cellray.learn.embed import embed_matrix
@@ -150,8 +153,8 @@ def test_h5ad_holds_the_files_cells_and_their_embeddings(z, model, atlas, origin
 def test_evaluate_scores_a_trained_model_above_the_untrained_encoder(report):
     assert report.metrics["model/knn/macro_f1"] > report.metrics["untrained/knn/macro_f1"]
     assert report.scores["split"].nunique() == 5
-    assert any("600 cells, sampled at random from 9,000" in note for note in report.notes)
-    assert any("pre-trained on this very atlas" in note for note in report.notes)
+    assert any("600 cells, sampled at random from 9,000" in note for note in report.common)
+    assert any("pre-trained on this very atlas" in note for note in report.common)
 
 
 def test_evaluate_scores_the_cells_that_it_says(report, z, atlas):
@@ -192,9 +195,11 @@ def test_a_model_of_another_atlas_and_fewer_genes_is_said_to_be_one(atlas, files
     found = evaluate(
         "models:/other", atlas.url, label="cell_type", split_by="donor", seeds=2, max_cells=300
     )
-    assert any("pre-trained on another atlas" in note for note in found.notes)
-    assert any("96.8% of the model's genes" in note for note in found.notes)
-    assert not found.facts["seen_in_pretraining"]
+    assert found.common[0].startswith(
+        "Whether the model was pre-trained on these cells is not known: no atlas at"
+    )
+    assert any("96.8% of the model's genes" in note for note in found.common)
+    assert found.facts["seen_in_pretraining"] is None
     assert found.facts["command"].endswith("--label cell_type --split-by donor --seeds 2")
     # Untrained and registered as it is: model and baseline are the same encoder.
     assert found.metrics["model/knn/macro_f1"] == found.metrics["untrained/knn/macro_f1"]
@@ -271,3 +276,70 @@ def test_kang_with_held_out_donors(shared_data, tmp_path, ray_local):
     assert found.metrics["pca/knn/micro_f1"] > 0.8
     assert found.metrics["model/knn/macro_f1"] > 0.2  # the largest class alone gives 0.12
     assert [figure.name for figure in found.figures][-1] == "umap_split"
+
+
+SUITE = {
+    "tasks": {"annotation": {"splits": 2}, "clustering": {"splits": 1}},
+    "gates": {
+        "annotation/model/knn/macro_f1": {"over": "untrained"},
+        "clustering/model/kmeans/ari": {"min": 0.9999},
+    },
+}
+
+
+@pytest.fixture
+def suite_file(tmp_path):
+    (tmp_path / "suite.yaml").write_text(json.dumps(SUITE))
+    return str(tmp_path / "suite.yaml")
+
+
+def test_a_gate_that_fails_is_said_by_the_status(report, model, atlas, suite_file, tmp_path, capfd):
+    words = ["evaluate", model, "--atlas", atlas.url, "--label", "cell_type", "--suite", suite_file]
+    words += ["--out", str(tmp_path / "out"), "--json"]
+    assert main(words) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert [gate["passed"] for gate in found["gates"]] == [True, False]
+    assert not found["passed"]
+    assert main([*words, "--gate"]) == 3
+    assert json.loads(capfd.readouterr().out)["gates"] == found["gates"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Cell-type annotation" in page
+    assert "Clustering" in page
+    assert "1 of 2 passed" in page
+    for name in SUITE["tasks"]:
+        written = json.loads((tmp_path / "out" / name / "metrics.json").read_text())
+        assert written["metrics"] == found["reports"][name]["metrics"]
+        assert client().get_run(found["reports"][name]["run_id"]).data.tags["task"] == name
+
+
+def test_tasks_side_by_side_give_what_they_give_alone(report, model, atlas, tmp_path):
+    both = evaluate_suite(
+        model, atlas.url, Suite.of(SUITE), label="cell_type", max_cells=600, out=tmp_path / "both"
+    )
+    alone = evaluate(
+        model, atlas.url, label="cell_type", seeds=2, max_cells=600, out=tmp_path / "alone"
+    )
+    assert both.reports["annotation"].metrics == alone.metrics
+
+
+def test_cells_are_embedded_once(report, atlas, model, monkeypatch, caplog):
+    learner = models.resolve(model).learner
+    digest = models.resolve(model).facts["sha256"]["weights.safetensors"]
+    (file,) = cache.FOLDER.glob(f"{digest[:24]}-*.npy")
+    kept = np.array(cache.embed_once({digest: learner}, atlas)[digest])
+    np.testing.assert_array_equal(kept, embed_atlas(model, atlas))
+    file.write_bytes(file.read_bytes()[:50])
+    again = cache.embed_once({digest: learner}, atlas)[digest]
+    np.testing.assert_array_equal(again, kept)
+    assert "is damaged" in caplog.text
+    monkeypatch.setattr(cache, "embed_learners", None)
+    np.testing.assert_array_equal(cache.embed_once({digest: learner}, atlas)[digest], kept)
+
+
+def test_a_gate_without_gates_is_refused(model, atlas, tmp_path, capfd):
+    assert main(["evaluate", model, "--atlas", atlas.url, "--gate"]) == 2
+    assert "--gate needs the gates of a suite" in capfd.readouterr().err
+    (tmp_path / "none.yaml").write_text("tasks: {annotation: {label: cell_type}}")
+    words = ["--suite", str(tmp_path / "none.yaml"), "--gate"]
+    assert main(["evaluate", model, "--atlas", atlas.url, *words]) == 2
+    assert "none.yaml has no gates" in capfd.readouterr().err

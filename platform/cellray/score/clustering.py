@@ -3,6 +3,7 @@
 Shape suffixes: N cells, M of them, D embedding, C classes.
 """
 
+import ctypes
 import warnings
 from typing import Any, Literal
 
@@ -84,8 +85,9 @@ def leiden(
         Fewer than three cells, or embeddings that are not finite.
     """
     graph = connectivities(*nearest(z_ND, neighbours))
-    # Its seeds are NumPy's, of 32 bits.
-    search = Leiden(resolution=resolution, random_state=seed % 2**32)
+    # scikit-network draws from C's generator, and does not seed it; its own seed orders the cells.
+    ctypes.CDLL(None).srand(seed % 2**32)
+    search = Leiden(resolution=resolution, shuffle_nodes=True, random_state=seed % 2**32)
     found: NDArray[np.int64] = search.fit_predict(graph.astype(np.float64)).astype(np.int64)
     return found
 

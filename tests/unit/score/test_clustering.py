@@ -75,6 +75,13 @@ def test_leiden_is_more_modular_than_the_labels_and_finer_at_higher_resolution(c
     assert modularity(found) > modularity(leiden(z, resolution=5, seed=0))
 
 
+def test_leiden_follows_its_seed_whatever_was_drawn_before():
+    z = np.random.default_rng(0).normal(size=(1_000, 8)).astype(np.float32)
+    first = leiden(z, seed=0)
+    assert not np.array_equal(leiden(z, seed=1), first)
+    np.testing.assert_array_equal(leiden(z, seed=0), first)
+
+
 def test_agreement_equals_scikit_learn_and_is_zero_by_chance(clusters):
     y = clusters[1]
     rng = np.random.default_rng(1)
