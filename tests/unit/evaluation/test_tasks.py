@@ -1,8 +1,10 @@
 """Tasks on cells whose types one embedding knows, another does not; and tasks of other packages."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,25 +23,8 @@ from cellray.score.integration import integration as scib
 LABEL = Spec(label="cell_type", splits=2)
 MIXED = Spec(label="cell_type", batch="donor")
 
-PACKAGE = '''
-import pandas as pd
-
-from cellray.evaluation.task import Embeddings, Report, Spec, Task
-
-
-def norms(embeddings: Embeddings, spec: Spec) -> Report:
-    """Give the mean length of each embedding."""
-    rows = [
-        (method, "length", "mean_length", 0, float((z_ND**2).sum(axis=1).mean() ** 0.5))
-        for method, z_ND in embeddings.frozen.items()
-    ]
-    scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
-    return Report(task="norms", protocol="The length of embeddings.", scores=scores)
-
-
-TASK = Task(norms, "Length", needs=())
-NO_TASK = norms
-'''
+DOCUMENTED = Path("docs/evaluation.md").read_text()
+PACKAGE = re.search(r"```python\n(.*?)```", DOCUMENTED, re.DOTALL)[1] + "\nNO_TASK = norms\n"
 PROJECT = """
 [build-system]
 requires = ["setuptools"]
