@@ -34,6 +34,7 @@ READOUTS = {
     "leiden": "Leiden",
     "kmeans": "k-means",
     "scib": "scIB",
+    "ridge": "ridge regression",
 }
 METRICS = {
     "macro_f1": "macro F1",
@@ -53,6 +54,11 @@ METRICS = {
     "isolated_labels": "isolated labels",
     "graph_connectivity": "graph connectivity",
     "pcr_comparison": "PCR",
+    "pearson_features": "Pearson by feature",
+    "pearson_cells": "Pearson by cell",
+    "pearson_flat": "Pearson, flat",
+    "explained_variance": "explained variance",
+    "mse": "MSE",
 }
 
 WRITTEN_CLASSES = 25

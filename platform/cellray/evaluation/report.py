@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -88,7 +89,7 @@ def _part(title: str, report: Report) -> dict[str, Any]:
     shown = {figure.table for figure in report.figures}
     return {
         "title": title,
-        "key": report.task,
+        "key": re.sub(r"[^a-z0-9]+", "-", title.lower()),
         "report": report,
         "tiles": _tiles(report),
         "splits": report.scores["split"].nunique(),

@@ -202,7 +202,7 @@ def evaluate_suite(
     }
     write_files({"report.html": render(titles, gates)}, folder)
     for name, report in reports.items():
-        run_id = _log(resolved, opened, report, entries[name][1], max_cells, gates)
+        run_id = _log(resolved, opened, report, entries[name][1], max_cells)
         reports[name] = replace(report, run_id=run_id)
     return Evaluation(reports, gates, folder)
 
@@ -277,7 +277,6 @@ def _log(
     report: Report,
     spec: Spec,
     max_cells: int,
-    gates: pd.DataFrame | None,
 ) -> str:
     """Write a task's files, and log them with its metrics."""
     texts = report_files(report)

@@ -5,7 +5,9 @@ from importlib.metadata import EntryPoint, entry_points
 from cellray.core.errors import CellrayError, suggest
 from cellray.evaluation.annotation import annotation
 from cellray.evaluation.clustering import clustering
+from cellray.evaluation.cross_modality import cross_modality
 from cellray.evaluation.integration import integration
+from cellray.evaluation.robustness import robustness
 from cellray.evaluation.task import Task
 
 GROUP = "cellray.tasks"
@@ -14,6 +16,8 @@ TASKS: dict[str, Task] = {
     "annotation": Task(annotation, "Cell-type annotation"),
     "clustering": Task(clustering, "Clustering"),
     "integration": Task(integration, "Batch integration", needs=("label", "batch")),
+    "cross_modality": Task(cross_modality, "Another modality", needs=("matrix",)),
+    "robustness": Task(robustness, "Robustness"),
 }
 
 

@@ -1,0 +1,108 @@
+"""How well another modality of the same cells, such as proteins, can be read off an embedding.
+
+Shape suffixes: N cells, D embedding, F features.
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from cellray.core.errors import CellrayError
+from cellray.evaluation import figures
+from cellray.evaluation.methods import embedded
+from cellray.evaluation.splits import make_splits
+from cellray.evaluation.task import NO_INTERVALS, Embeddings, Report, Spec
+from cellray.score.regression import (
+    column_pearson,
+    explained_variance,
+    mean_baseline,
+    mse,
+    pearson,
+    ridge_regression,
+)
+
+SHOWN = ("pearson_features", "pearson_flat")
+"""What the figure shows."""
+
+
+def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
+    """Predict a matrix beside the counts by a ridge regression on every embedding.
+
+    The penalty is chosen on a fifth of the training cells. The Pearson correlation of each feature
+    over the test cells, averaged, is the score that counts; that of each cell over its features and
+    that of all values together, which the papers report, are high as soon as the features' means
+    are right: the mean of the training cells stands beside them.
+
+    Parameters
+    ----------
+    embeddings
+        Embeddings, and the matrix.
+    spec
+        The matrix; splits are stratified by the label where one is named.
+
+    Raises
+    ------
+    CellrayError
+        The matrix holds values that are not finite; or as `make_splits`.
+    """
+    values_NF = embeddings.matrices[str(spec.matrix)]
+    broken = np.count_nonzero(~np.isfinite(values_NF).all(axis=1))
+    if broken:
+        raise CellrayError(
+            f"{spec.matrix} holds NaN or infinite values in {broken:,} of {len(values_NF):,} cells",
+            "leave those cells out when you ingest, or fill them in",
+        )
+    obs = embeddings.obs
+    strata = (
+        np.zeros(len(obs), np.int64).astype(np.str_)
+        if spec.label is None
+        else obs[spec.label].astype(str).to_numpy(dtype=np.str_)
+    )
+    groups = None if spec.split_by is None else obs[spec.split_by].astype(str).to_numpy()
+    splits = make_splits(strata, groups, spec)
+    rows: list[tuple[str, str, str, int, float]] = []
+    features: dict[str, list[NDArray[np.float64]]] = {}
+    with threadpool_limits(1, user_api="blas"):
+        for number, split in enumerate(splits):
+            known, true = values_NF[split.train], values_NF[split.test]
+            told = {
+                method: ridge_regression(z_ND[split.train], known, z_ND[split.test], seed=spec.seed)
+                for method, z_ND in embedded(embeddings, train=split.train, seed=spec.seed).items()
+            }
+            told["mean"] = mean_baseline(known, len(split.test))
+            for method, predicted in told.items():
+                readout = "mean" if method == "mean" else "ridge"
+                rows += [
+                    (method, readout, metric, number, value)
+                    for metric, value in _scores(true, predicted).items()
+                ]
+                features.setdefault(method, []).append(column_pearson(true, predicted))
+    scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
+    table = pd.DataFrame({"feature": np.arange(values_NF.shape[1])}).astype(str)
+    for method, of_splits in features.items():
+        table[method] = np.mean(of_splits, axis=0)
+    return Report(
+        task="cross_modality",
+        protocol=(
+            f"{values_NF.shape[1]:,} features of {spec.matrix} in {len(obs):,} cells were "
+            f"predicted from the embeddings by a ridge regression, fitted on 70 % of the cells, "
+            f"in {len(splits)} splits (seed {spec.seed})."
+        ),
+        scores=scores,
+        tables={"features": table},
+        figures=(figures.scores_figure(scores[scores["metric"].isin(SHOWN)], NO_INTERVALS),),
+        notes=("Read the correlation by feature; the flat one is high by the features' means.",),
+    )
+
+
+def _scores(true: NDArray[np.float32], predicted: NDArray[np.float64]) -> dict[str, float]:
+    r, variance = pearson(true, predicted), explained_variance(true, predicted)
+    found = {
+        "pearson_features": r["columns"],
+        "pearson_cells": r["rows"],
+        "pearson_flat": r["flat"],
+        "explained_variance": variance["uniform"],
+        "mse": mse(true, predicted),
+    }
+    return {metric: value for metric, value in found.items() if np.isfinite(value)}

@@ -1,0 +1,163 @@
+"""How much of an annotation survives fewer counts, more zeros and missing genes.
+
+Shape suffixes: N cells, D embedding, G genes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, vstack
+from threadpoolctl import threadpool_limits
+
+from cellray.core.seeds import generator
+from cellray.evaluation.figures import canvas_of, colours, svg_of
+from cellray.evaluation.methods import METHODS, PCA_DIM
+from cellray.evaluation.splits import make_splits, usable_cells
+from cellray.evaluation.task import Embeddings, Figure, Report, Spec, sample_cells
+from cellray.learn.embed import embed_matrix
+from cellray.score.annotation import f1, knn
+from cellray.score.embedding import pca_embedding
+
+MOST_CELLS = 20_000
+LEVELS: Mapping[str, tuple[float, ...]] = {
+    "dropout": (0.1, 0.3, 0.5),
+    "library": (0.5, 0.2, 0.1),
+    "missing": (0.1, 0.3, 0.5),
+}
+"""The share of the non-zero counts that become zero; the share of the molecules that is left; the
+share of the genes that is not measured."""
+
+Counts = csr_matrix[Any]
+
+
+def dropout(counts: Counts, share: float, rng: np.random.Generator) -> Counts:
+    """Set each non-zero count to zero with this probability."""
+    return _with(counts, np.where(rng.random(counts.nnz) < share, 0, counts.data))
+
+
+def library(counts: Counts, share: float, rng: np.random.Generator) -> Counts:
+    """Keep each molecule with this probability: binomial thinning."""
+    return _with(counts, rng.binomial(counts.data.astype(np.int64), share))
+
+
+def missing(counts: Counts, share: float, rng: np.random.Generator) -> Counts:
+    """Set this share of the genes, drawn at random, to zero in all cells."""
+    n_genes = counts.shape[1]
+    gone = np.zeros(n_genes, bool)
+    gone[rng.choice(n_genes, round(share * n_genes), replace=False)] = True
+    return _with(counts, np.where(gone[counts.indices], 0, counts.data))
+
+
+CHANGES: Mapping[str, Callable[[Counts, float, np.random.Generator], Counts]] = {
+    "dropout": dropout,
+    "library": library,
+    "missing": missing,
+}
+
+
+def robustness(embeddings: Embeddings, spec: Spec) -> Report:
+    """Annotate cells whose counts were changed, by neighbours whose counts were not.
+
+    The training cells of each split are as they were measured; the test cells lose counts, at
+    random: single entries (dropout), molecules (library) or whole genes (missing). The PCA's axes
+    are those of the unchanged training cells.
+
+    Parameters
+    ----------
+    embeddings
+        Counts, genes and ``learners``; the label in ``obs``.
+    spec
+        The label, and how to split.
+
+    Raises
+    ------
+    CellrayError
+        As `cellray.evaluation.annotation.annotation`.
+    """
+    kept, notes = usable_cells(embeddings.obs, spec)
+    sampled = sample_cells(len(kept), MOST_CELLS, spec.seed, "robustness")
+    if len(sampled) < len(kept):
+        notes.append(f"{len(sampled):,} of the cells, sampled at random, were scored.")
+    data = embeddings.take(kept[sampled])
+    labels = data.obs[spec.label].astype(str).to_numpy(dtype=np.str_)
+    groups = None if spec.split_by is None else data.obs[spec.split_by].astype(str).to_numpy()
+    splits = make_splits(labels, groups, spec)
+    rows = []
+    with threadpool_limits(1, user_api="blas"):
+        for readout, changed in _changed(data.counts, spec.seed).items():
+            after = {
+                method: embed_matrix(learner, changed, data.genes)
+                for method, learner in data.learners.items()
+            }
+            for number, split in enumerate(splits):
+                train, test = split.train, split.test
+                both = vstack([data.counts[train], changed[test]], format="csr")
+                fitted = np.arange(len(train))
+                z_ND = pca_embedding(both, train=fitted, dim=PCA_DIM, seed=spec.seed)
+                pairs = {m: (data.frozen[m][train], z[test]) for m, z in after.items()}
+                pairs["pca"] = (z_ND[: len(train)], z_ND[len(train) :])
+                for method, (known, asked) in pairs.items():
+                    value = f1(labels[test], knn(known, labels[train], asked))["macro_f1"]
+                    rows.append((method, readout, "macro_f1", number, value))
+    scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
+    return Report(
+        task="robustness",
+        protocol=(
+            f"{len(labels):,} cells were split {len(splits)} times (seed {spec.seed}). kNN (k = 5) "
+            "on the embeddings of the unchanged training cells annotated test cells that had lost "
+            "counts: single entries (dropout), molecules (library) or whole genes (missing)."
+        ),
+        scores=scores,
+        figures=(curves_figure(scores),),
+        notes=(*notes, "The PCA's axes were fitted on each split's unchanged training cells."),
+    )
+
+
+def _changed(counts: Counts, seed: int) -> dict[str, Counts]:
+    """Give the counts as they are, and changed, by readout."""
+    found = {"unchanged": counts}
+    for kind, levels in LEVELS.items():
+        for level in levels:
+            rng = generator(seed, "robustness", kind, str(level))
+            found[f"{kind}_{level:g}"] = CHANGES[kind](counts, level, rng)
+    return found
+
+
+def _with(counts: Counts, data: NDArray[Any]) -> Counts:
+    changed = csr_matrix(
+        (data.astype(counts.dtype), counts.indices, counts.indptr), shape=counts.shape, copy=True
+    )
+    changed.eliminate_zeros()
+    return changed
+
+
+def curves_figure(scores: pd.DataFrame) -> Figure:
+    """Draw macro F1 against what was lost, a panel a change and a line a method."""
+    means = scores.groupby(["method", "readout"], sort=False)["value"].mean()
+    methods = list(dict.fromkeys(scores["method"]))
+    of_method = colours(methods)
+    words = {"dropout": "entries lost", "library": "molecules lost", "missing": "genes lost"}
+    with canvas_of(8.4, 3.1) as canvas:
+        panels = canvas.subplots(1, len(LEVELS), sharey=True, squeeze=False)[0]
+        for axes, (kind, levels) in zip(panels, LEVELS.items(), strict=True):
+            lost = [0.0, *(1 - n if kind == "library" else n for n in levels)]
+            for method in methods:
+                values = [means[method, "unchanged"]]
+                values += [means[method, f"{kind}_{level:g}"] for level in levels]
+                label = METHODS.get(method, method)
+                axes.plot(lost, values, "o-", color=of_method[method], ms=4.5, label=label)
+            axes.set(xlabel=words[kind], ylim=(0, 1.02))
+            axes.grid(axis="y", color="#e2e8f0")
+        panels[0].set_ylabel("macro F1")
+        panels[0].legend(loc="lower left")
+        svg = svg_of(canvas, "robustness")
+    return Figure(
+        name="robustness",
+        title="Macro F1 as counts are lost",
+        caption="Means over splits; at the left end of each panel nothing is lost.",
+        alt="Lines of macro F1 by the share of what was lost; the score table holds the numbers.",
+        svg=svg,
+    )

@@ -1,0 +1,70 @@
+"""What is lost is lost as it is said, and the annotation falls with it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from cellray.core.recipe import Recipe
+from cellray.evaluation.robustness import LEVELS, dropout, library, missing, robustness
+from cellray.evaluation.task import Spec
+from cellray.learn.embed import embed_matrix
+from cellray.learn.learner import Learner
+
+GENES = np.array([f"GENE{number}" for number in range(60)])
+RECIPE = {
+    "encoder": {"name": "mlp", "widths": [32], "dim": 16, "dropout": 0.0},
+    "objective": {"name": "masked", "widths": [16]},
+}
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return csr_matrix(np.random.default_rng(0).poisson(3.0, (400, 60)))
+
+
+def test_entries_molecules_and_genes_are_lost_in_their_shares(counts):
+    rng = np.random.default_rng(1)
+    fewer = dropout(counts, 0.3, rng)
+    assert fewer.nnz / counts.nnz == pytest.approx(0.7, abs=0.01)
+    kept = fewer.toarray()
+    assert ((kept == counts.toarray()) | (kept == 0)).all()
+    thin = library(counts, 0.2, rng)
+    assert thin.sum() / counts.sum() == pytest.approx(0.2, abs=0.01)
+    assert (thin.toarray() <= counts.toarray()).all()
+    few = missing(counts, 0.3, rng).toarray()
+    gone = few.sum(axis=0) == 0
+    assert gone.sum() == 18
+    np.testing.assert_array_equal(few[:, ~gone], counts.toarray()[:, ~gone])
+
+
+@pytest.fixture(scope="module")
+def embeddings(cells):
+    learner = Learner.of(Recipe.of(RECIPE), GENES.tolist())
+    z = embed_matrix(learner, cells.counts, GENES)
+    return replace(cells, frozen={"model": z}, genes=GENES, learners={"model": learner})
+
+
+@pytest.fixture(scope="module")
+def report(embeddings):
+    return robustness(embeddings, Spec(label="cell_type", splits=2))
+
+
+def test_every_change_is_scored_for_every_method(report):
+    names = {f"{kind}_{level:g}" for kind, levels in LEVELS.items() for level in levels}
+    assert set(report.scores["readout"]) == {"unchanged", *names}
+    assert set(report.scores["method"]) == {"model", "pca"}
+    assert len(report.scores) == 2 * 2 * 10
+
+
+def test_the_annotation_falls_with_what_is_lost(report):
+    for method in ("model", "pca"):
+        whole = report.metrics[f"{method}/unchanged/macro_f1"]
+        assert whole > 0.8
+        assert report.metrics[f"{method}/library_0.1/macro_f1"] < whole - 0.1
+
+
+def test_the_same_seed_loses_the_same(embeddings, report):
+    again = robustness(embeddings, Spec(label="cell_type", splits=2))
+    assert again.metrics == report.metrics
