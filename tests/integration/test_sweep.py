@@ -304,7 +304,7 @@ def test_trials_of_two_workers_that_are_pruned_or_killed_free_them(launch, ray_l
         budget={"trials": 3},
         concurrent=1,
     )
-    run_id, trials = until(driver, lambda trials: len(trials) == 3 and under_way(trials, 1))
+    run_id, trials = until(driver, lambda trials: len(trials) == 3 and under_way(trials, 1), 420)
     os.kill(int(trials[2].data.tags[DRIVER].split()[1]), signal.SIGKILL)
     assert driver.ended() == 0, driver.said()
     assert "trial 2 is tried again: its process was lost" in driver.said()
