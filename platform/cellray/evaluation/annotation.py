@@ -59,8 +59,8 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
     """
     kept, notes = usable_cells(embeddings.obs, spec)
     data = embeddings.take(kept)
-    labels = data.obs[spec.label].astype(str).to_numpy(dtype=np.str_)
-    groups = None if spec.split_by is None else data.obs[spec.split_by].astype(str).to_numpy()
+    labels = data.column(spec.label)
+    groups = None if spec.split_by is None else data.column(spec.split_by)
     splits = make_splits(labels, groups, spec)
     if len(splits) < spec.splits:
         notes.append(
@@ -258,7 +258,7 @@ def _protocol(cells: int, classes: int, splits: int, spec: Spec) -> str:
 
 
 def _maps(
-    data: Embeddings, labels: NDArray[np.str_], groups: NDArray[Any] | None, spec: Spec
+    data: Embeddings, labels: NDArray[np.str_], groups: NDArray[np.str_] | None, spec: Spec
 ) -> Iterator[Figure]:
     """Draw the model's embedding in the plane, coloured by label and by group."""
     cells = sample_cells(len(labels), UMAP_CELLS, spec.seed, "umap")
@@ -268,11 +268,10 @@ def _maps(
         places, labels[cells], order, name="umap_label", column=str(spec.label), total=len(labels)
     )
     if groups is not None:
-        values = groups.astype(np.str_)
         yield maps.map_figure(
             places,
-            values[cells],
-            _abundance(values)[0],
+            groups[cells],
+            _abundance(groups)[0],
             name="umap_split",
             column=str(spec.split_by),
             total=len(labels),

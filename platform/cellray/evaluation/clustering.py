@@ -32,7 +32,7 @@ def clustering(embeddings: Embeddings, spec: Spec) -> Report:
     """
     kept, notes = usable_cells(embeddings.obs, spec)
     data = embeddings.take(kept)
-    labels = data.obs[spec.label].astype(str).to_numpy(dtype=np.str_)
+    labels = data.column(spec.label)
     n_labels = len(np.unique(labels))
     rows = []
     with threadpool_limits(1, user_api="blas"):

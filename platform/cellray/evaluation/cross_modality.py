@@ -53,13 +53,9 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
             f"{spec.matrix} holds NaN or infinite values in {broken:,} of {len(values_NF):,} cells",
             "leave those cells out when you ingest, or fill them in",
         )
-    obs = embeddings.obs
-    strata = (
-        np.zeros(len(obs), np.int64).astype(np.str_)
-        if spec.label is None
-        else obs[spec.label].astype(str).to_numpy(dtype=np.str_)
-    )
-    groups = None if spec.split_by is None else obs[spec.split_by].astype(str).to_numpy()
+    n_cells = len(values_NF)
+    strata = np.full(n_cells, "") if spec.label is None else embeddings.column(spec.label)
+    groups = None if spec.split_by is None else embeddings.column(spec.split_by)
     splits = make_splits(strata, groups, spec)
     rows: list[tuple[str, str, str, int, float]] = []
     features: dict[str, list[NDArray[np.float64]]] = {}
@@ -85,7 +81,7 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
     return Report(
         task="cross_modality",
         protocol=(
-            f"{values_NF.shape[1]:,} features of {spec.matrix} in {len(obs):,} cells were "
+            f"{values_NF.shape[1]:,} features of {spec.matrix} in {n_cells:,} cells were "
             f"predicted from the embeddings by a ridge regression, fitted on 70 % of the cells, "
             f"in {len(splits)} splits (seed {spec.seed})."
         ),

@@ -45,8 +45,8 @@ def integration(embeddings: Embeddings, spec: Spec) -> Report:
     if len(sampled) < len(kept):
         notes.append(f"{len(sampled):,} of the cells, sampled at random, were scored.")
     data = embeddings.take(kept[sampled])
-    batch_N = data.obs[spec.batch].astype(str).to_numpy(dtype=np.str_)
-    labels = data.obs[spec.label].astype(str).to_numpy(dtype=np.str_)
+    batch_N = data.column(spec.batch)
+    labels = data.column(spec.label)
     if len(np.unique(batch_N)) < 2:
         raise CellrayError(
             f"obs column '{spec.batch}' has one value only, so there is nothing to integrate",

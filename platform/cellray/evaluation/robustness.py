@@ -82,8 +82,8 @@ def robustness(embeddings: Embeddings, spec: Spec) -> Report:
     if len(sampled) < len(kept):
         notes.append(f"{len(sampled):,} of the cells, sampled at random, were scored.")
     data = embeddings.take(kept[sampled])
-    labels = data.obs[spec.label].astype(str).to_numpy(dtype=np.str_)
-    groups = None if spec.split_by is None else data.obs[spec.split_by].astype(str).to_numpy()
+    labels = data.column(spec.label)
+    groups = None if spec.split_by is None else data.column(spec.split_by)
     splits = make_splits(labels, groups, spec)
     rows = []
     with threadpool_limits(1, user_api="blas"):

@@ -108,7 +108,6 @@ def evaluate(
     """
     if seeds < 1:
         raise CellrayError(f"{seeds} splits cannot be scored", "give --seeds 1 or more")
-    find_task(task)
     entry = {"label": label, "split_by": split_by, "batch": batch, "matrix": matrix}
     found = evaluate_suite(
         model,

@@ -55,6 +55,10 @@ class Embeddings:
             matrices={name: x_NF[cells] for name, x_NF in self.matrices.items()},
         )
 
+    def column(self, name: str | None) -> NDArray[np.str_]:
+        """Give an obs column as text, shape (N,)."""
+        return self.obs[name].astype(str).to_numpy(dtype=np.str_)
+
 
 @dataclass(frozen=True)
 class Spec:
