@@ -20,9 +20,9 @@ from cellray.core.recipe import Recipe
 from cellray.core.types import TARGET_SUM
 from cellray.evaluation.embed import embed
 from cellray.evaluation.run import evaluate
-from cellray.evaluation.splits import make_splits, usable_cells
-from cellray.evaluation.task import Spec
 from cellray.feed.session import ray_session
+from cellray.tasks.splits import make_splits, usable_cells
+from cellray.tasks.task import Spec
 from cellray.track.promotion import promote
 from cellray.train.run import pretrain
 

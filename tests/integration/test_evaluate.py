@@ -20,11 +20,11 @@ from cellray.evaluation.embed import embed, embed_atlas, embed_learners
 from cellray.evaluation.export import source_order
 from cellray.evaluation.run import evaluate, evaluate_suite
 from cellray.evaluation.suite import Suite
-from cellray.evaluation.task import sample_cells
 from cellray.learn.batch import Batch
 from cellray.learn.embed import embed_matrix
 from cellray.learn.learner import Learner
 from cellray.learn.optim import make_optimizer
+from cellray.tasks.task import sample_cells
 from cellray.track import models, runs
 from cellray.track.store import client
 

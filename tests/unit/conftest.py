@@ -1,9 +1,13 @@
-"""A fresh SQLite store in a working folder of its own."""
+"""A fresh SQLite store in a working folder of its own; cells for tasks and their reports."""
 
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 
+from cellray.tasks.task import Embeddings
 from cellray.track.store import client
 
 
@@ -25,3 +29,31 @@ def store(made_store, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def make_cells(n_cells=420, n_types=4, *, seed=0):
+    """Counts and a good embedding that know the type, a bad embedding that does not."""
+    rng = np.random.default_rng(seed)
+    types = np.sort(rng.choice(n_types, n_cells, p=np.arange(n_types, 0, -1) / 10))
+    rates = rng.gamma(0.5, 2, (n_types, 60))
+    centres = 4 * rng.normal(size=(n_types, 8))
+    order = rng.permutation(n_cells)
+    types = types[order]
+    return Embeddings(
+        frozen={
+            "model": (centres[types] + rng.normal(size=(n_cells, 8))).astype(np.float32),
+            "untrained": rng.normal(size=(n_cells, 8)).astype(np.float32),
+        },
+        counts=csr_matrix(rng.poisson(rates[types])),
+        obs=pd.DataFrame(
+            {
+                "cell_type": pd.Categorical([f"type {number}" for number in types]),
+                "donor": pd.Categorical(rng.choice(["anna", "ben", "cleo", "dan"], n_cells)),
+            }
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def cells():
+    return make_cells()

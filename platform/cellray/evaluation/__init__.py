@@ -1,1 +1,1 @@
-"""Evaluation: downstream tasks on frozen embeddings, and their report."""
+"""Evaluation of registered models: by tasks and suites, into reports and MLflow; embedding."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from cellray.atlas.store import Atlas
 from cellray.evaluation.leak import Seen
-from cellray.evaluation.task import Spec
+from cellray.tasks.task import Spec
 from cellray.track.models import Resolved
 
 

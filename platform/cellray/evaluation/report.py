@@ -14,9 +14,9 @@ from jinja2 import Environment, StrictUndefined, Template
 
 import cellray
 from cellray.evaluation.export import whole_file
-from cellray.evaluation.figures import METRICS, READOUTS
-from cellray.evaluation.methods import METHODS
-from cellray.evaluation.task import Report, bounds_of, plain_rows
+from cellray.tasks.figures import METRICS, READOUTS
+from cellray.tasks.methods import METHODS
+from cellray.tasks.task import Report, bounds_of, plain_rows
 from cellray.track.promotion import lower_is_better
 
 MINUS = "\N{MINUS SIGN}"

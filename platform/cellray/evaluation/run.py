@@ -21,10 +21,10 @@ from cellray.evaluation.facts import facts_of, params_of, reader_notes, weights_
 from cellray.evaluation.leak import seen_cells
 from cellray.evaluation.report import render, report_files, write_files
 from cellray.evaluation.suite import Entry, Suite
-from cellray.evaluation.table import find_task
-from cellray.evaluation.task import Embeddings, Report, Spec, sample_cells
 from cellray.feed.session import ray_session
 from cellray.learn.embed import gene_columns, matched_share
+from cellray.tasks.table import find_task
+from cellray.tasks.task import Embeddings, Report, Spec, sample_cells
 from cellray.track.models import Resolved, champion_of, log_evaluation, resolve
 
 MAX_CELLS = 50_000
@@ -88,9 +88,9 @@ def evaluate(
     atlas
         The atlas's URL.
     task
-        A task of `cellray.evaluation.table`.
+        A task of `cellray.tasks.table`.
     label, split_by, batch, matrix, seed
-        As of `cellray.evaluation.task.Spec`.
+        As of `cellray.tasks.task.Spec`.
     seeds
         Number of splits.
     max_cells, out, progress

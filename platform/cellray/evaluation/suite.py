@@ -12,8 +12,8 @@ from cellray.core.parts import reason
 from cellray.core.recipe import dotted_keys
 from cellray.core.sections import Section
 from cellray.core.settings import read_yaml
-from cellray.evaluation.table import find_task
-from cellray.evaluation.task import Report, Spec
+from cellray.tasks.table import find_task
+from cellray.tasks.task import Report, Spec
 
 
 class Entry(Section):
@@ -24,7 +24,7 @@ class Entry(Section):
     task
         Name of the task; that of the entry where it is left out.
     label, split_by, batch, matrix, splits, seed
-        As of `cellray.evaluation.task.Spec`.
+        As of `cellray.tasks.task.Spec`.
     """
 
     task: str | None = None

@@ -11,9 +11,9 @@ from importlib.resources import files
 import pandas as pd
 import pytest
 
-from cellray.evaluation.annotation import annotation
 from cellray.evaluation.report import render, report_files, write_files
-from cellray.evaluation.task import Spec, bounds_of
+from cellray.tasks.annotation import annotation
+from cellray.tasks.task import Spec, bounds_of
 
 FACTS = {
     "model": "models:/cells/3",

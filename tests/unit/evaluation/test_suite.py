@@ -5,7 +5,7 @@ import pytest
 
 from cellray.core.errors import CellrayError
 from cellray.evaluation.suite import Suite
-from cellray.evaluation.task import Report, Spec
+from cellray.tasks.task import Report, Spec
 
 ROWS = [
     ("model", "knn", "macro_f1", 0, 0.7),

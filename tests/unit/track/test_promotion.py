@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from cellray.cli import main
 from cellray.core.errors import CellrayError
 from cellray.evaluation.run import evaluate
-from cellray.evaluation.task import Spec
+from cellray.tasks.task import Spec
 from cellray.track import models
 from cellray.track.catalogue import list_models
 from cellray.track.promotion import DEFAULTS, OPTIONS, apart, lower_is_better, promote

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from cellray.evaluation import figures
-from cellray.evaluation.methods import embedded
-from cellray.evaluation.splits import usable_cells
-from cellray.evaluation.task import NO_INTERVALS, Embeddings, Report, Spec
 from cellray.score.clustering import agreement, kmeans, leiden, silhouette
+from cellray.tasks import figures
+from cellray.tasks.methods import embedded
+from cellray.tasks.splits import usable_cells
+from cellray.tasks.task import NO_INTERVALS, Embeddings, Report, Spec
 
 
 def clustering(embeddings: Embeddings, spec: Spec) -> Report:

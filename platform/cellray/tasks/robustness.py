@@ -13,13 +13,13 @@ from scipy.sparse import csr_matrix, vstack
 from threadpoolctl import threadpool_limits
 
 from cellray.core.seeds import generator
-from cellray.evaluation.figures import canvas_of, colours, svg_of
-from cellray.evaluation.methods import METHODS, PCA_DIM
-from cellray.evaluation.splits import make_splits, usable_cells
-from cellray.evaluation.task import Embeddings, Figure, Report, Spec, sample_cells
 from cellray.learn.embed import embed_matrix
 from cellray.score.annotation import f1, knn
 from cellray.score.embedding import pca_embedding
+from cellray.tasks.figures import canvas_of, colours, svg_of
+from cellray.tasks.methods import METHODS, PCA_DIM
+from cellray.tasks.splits import make_splits, usable_cells
+from cellray.tasks.task import Embeddings, Figure, Report, Spec, sample_cells
 
 MOST_CELLS = 20_000
 LEVELS: Mapping[str, tuple[float, ...]] = {
@@ -75,7 +75,7 @@ def robustness(embeddings: Embeddings, spec: Spec) -> Report:
     Raises
     ------
     CellrayError
-        As `cellray.evaluation.annotation.annotation`.
+        As `cellray.tasks.annotation.annotation`.
     """
     kept, notes = usable_cells(embeddings.obs, spec)
     sampled = sample_cells(len(kept), MOST_CELLS, spec.seed, "robustness")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 
 from cellray.core.errors import CellrayError
-from cellray.evaluation.task import Spec
+from cellray.tasks.task import Spec
 
 TEST_SHARE = 0.3
 DRAWS = 50

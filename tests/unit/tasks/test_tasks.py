@@ -13,12 +13,12 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from cellray.core.errors import CellrayError
-from cellray.evaluation.annotation import annotation
-from cellray.evaluation.clustering import clustering
-from cellray.evaluation.integration import integration
-from cellray.evaluation.table import find_task
-from cellray.evaluation.task import Spec, bounds_of
 from cellray.score.integration import integration as scib
+from cellray.tasks.annotation import annotation
+from cellray.tasks.clustering import clustering
+from cellray.tasks.integration import integration
+from cellray.tasks.table import find_task
+from cellray.tasks.task import Spec, bounds_of
 
 LABEL = Spec(label="cell_type", splits=2)
 MIXED = Spec(label="cell_type", batch="donor")
@@ -195,7 +195,7 @@ def test_an_installed_package_brings_a_task(installed, cells):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("function", "task 'function' is a function, not a cellray.evaluation.task.Task"),
+        ("function", "task 'function' is a function, not a cellray.tasks.task.Task"),
         ("gone", "task 'gone' cannot be loaded from own_tasks:GONE"),
         ("normz", "unknown task 'normz'; did you mean 'norms'"),
     ],

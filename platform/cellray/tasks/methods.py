@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from cellray.evaluation.task import Embeddings
 from cellray.score.embedding import pca_embedding
+from cellray.tasks.task import Embeddings
 
 PCA_DIM = 50
 

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellray.evaluation.figures import classes_figure, confusion_figure
-from cellray.evaluation.maps import map_figure, umap
+from cellray.tasks.figures import classes_figure, confusion_figure
+from cellray.tasks.maps import map_figure, umap
 
 
 @pytest.mark.parametrize("n_cells", [3, 16, 62])

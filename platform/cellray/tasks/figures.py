@@ -17,8 +17,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
-from cellray.evaluation.methods import METHODS
-from cellray.evaluation.task import Figure, bounds_of
+from cellray.tasks.methods import METHODS
+from cellray.tasks.task import Figure, bounds_of
 
 COLOURS = {
     "model": "#0f766e",

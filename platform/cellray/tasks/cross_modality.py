@@ -9,10 +9,6 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from cellray.core.errors import CellrayError
-from cellray.evaluation import figures
-from cellray.evaluation.methods import embedded
-from cellray.evaluation.splits import make_splits
-from cellray.evaluation.task import NO_INTERVALS, Embeddings, Report, Spec
 from cellray.score.regression import (
     column_pearson,
     explained_variance,
@@ -21,6 +17,10 @@ from cellray.score.regression import (
     pearson,
     ridge_regression,
 )
+from cellray.tasks import figures
+from cellray.tasks.methods import embedded
+from cellray.tasks.splits import make_splits
+from cellray.tasks.task import NO_INTERVALS, Embeddings, Report, Spec
 
 SHOWN = ("pearson_features", "pearson_flat")
 """What the figure shows."""

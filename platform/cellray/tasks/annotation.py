@@ -13,12 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from cellray.evaluation import figures, maps
-from cellray.evaluation.methods import PCA_NOTE, embedded
-from cellray.evaluation.splits import Split, make_splits, usable_cells
-from cellray.evaluation.task import INTERVALS, Embeddings, Figure, Report, Spec, sample_cells
 from cellray.score.annotation import class_f1, confusion, f1, knn, linear_probe
 from cellray.score.bootstrap import f1_draws, interval, p_value, paired_f1_draws
+from cellray.tasks import figures, maps
+from cellray.tasks.methods import PCA_NOTE, embedded
+from cellray.tasks.splits import Split, make_splits, usable_cells
+from cellray.tasks.task import INTERVALS, Embeddings, Figure, Report, Spec, sample_cells
 
 K = 5
 UMAP_CELLS = 20_000

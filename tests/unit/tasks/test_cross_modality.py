@@ -10,11 +10,11 @@ from scipy.sparse import csr_matrix
 from scipy.stats import pearsonr
 
 from cellray.core.errors import CellrayError
-from cellray.evaluation.cross_modality import cross_modality
-from cellray.evaluation.splits import make_splits
-from cellray.evaluation.task import Embeddings, Spec
 from cellray.score.embedding import pca_embedding
 from cellray.score.regression import ridge_regression
+from cellray.tasks.cross_modality import cross_modality
+from cellray.tasks.splits import make_splits
+from cellray.tasks.task import Embeddings, Spec
 
 SPEC = Spec(matrix="obsm/protein", splits=2)
 

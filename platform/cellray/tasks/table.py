@@ -3,12 +3,12 @@
 from importlib.metadata import EntryPoint, entry_points
 
 from cellray.core.errors import CellrayError, suggest
-from cellray.evaluation.annotation import annotation
-from cellray.evaluation.clustering import clustering
-from cellray.evaluation.cross_modality import cross_modality
-from cellray.evaluation.integration import integration
-from cellray.evaluation.robustness import robustness
-from cellray.evaluation.task import Task
+from cellray.tasks.annotation import annotation
+from cellray.tasks.clustering import clustering
+from cellray.tasks.cross_modality import cross_modality
+from cellray.tasks.integration import integration
+from cellray.tasks.robustness import robustness
+from cellray.tasks.task import Task
 
 GROUP = "cellray.tasks"
 
@@ -50,7 +50,7 @@ def _load(point: EntryPoint) -> Task:
         ) from error
     if not isinstance(task, Task):
         raise CellrayError(
-            f"task '{point.name}' is a {type(task).__name__}, not a cellray.evaluation.task.Task",
+            f"task '{point.name}' is a {type(task).__name__}, not a cellray.tasks.task.Task",
             "mend the package that registers it",
         )
     return task

@@ -10,8 +10,8 @@ from matplotlib import colormaps
 from matplotlib.colors import hsv_to_rgb, to_hex
 from numpy.typing import NDArray
 
-from cellray.evaluation.figures import canvas_of, short, svg_of
-from cellray.evaluation.task import Figure
+from cellray.tasks.figures import canvas_of, short, svg_of
+from cellray.tasks.task import Figure
 
 NAMED = 48
 """How many values a legend names at most."""

@@ -7,10 +7,10 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from cellray.core.recipe import Recipe
-from cellray.evaluation.robustness import LEVELS, dropout, library, missing, robustness
-from cellray.evaluation.task import Spec
 from cellray.learn.embed import embed_matrix
 from cellray.learn.learner import Learner
+from cellray.tasks.robustness import LEVELS, dropout, library, missing, robustness
+from cellray.tasks.task import Spec
 
 GENES = np.array([f"GENE{number}" for number in range(60)])
 RECIPE = {

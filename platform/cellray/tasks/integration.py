@@ -5,11 +5,11 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from cellray.core.errors import CellrayError
-from cellray.evaluation import figures
-from cellray.evaluation.methods import embedded
-from cellray.evaluation.splits import usable_cells
-from cellray.evaluation.task import NO_INTERVALS, Embeddings, Report, Spec, sample_cells
 from cellray.score.integration import integration as scib
+from cellray.tasks import figures
+from cellray.tasks.methods import embedded
+from cellray.tasks.splits import usable_cells
+from cellray.tasks.task import NO_INTERVALS, Embeddings, Report, Spec, sample_cells
 
 TOTALS = ("total", "bio", "batch")
 MOST_CELLS = 20_000

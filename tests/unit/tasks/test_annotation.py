@@ -13,10 +13,10 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
 
 from cellray.core.errors import CellrayError
-from cellray.evaluation.annotation import annotation
-from cellray.evaluation.splits import make_splits, usable_cells
-from cellray.evaluation.table import TASKS
-from cellray.evaluation.task import Spec
+from cellray.tasks.annotation import annotation
+from cellray.tasks.splits import make_splits, usable_cells
+from cellray.tasks.table import TASKS
+from cellray.tasks.task import Spec
 
 SPEC = Spec(label="cell_type")
 BY_DONOR = Spec(label="cell_type", split_by="donor")

@@ -1,0 +1,1 @@
+"""Downstream tasks: from embeddings and labels to scores, tables and figures."""
