@@ -12,6 +12,7 @@ import typer
 
 from cellray import __version__
 from cellray.cli_atlas import atlas_verbs
+from cellray.cli_evaluate import evaluating
 from cellray.cli_models import models
 from cellray.cli_train import train_verbs
 from cellray.cli_verbs import verbs
@@ -34,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(train_verbs)
+app.add_typer(evaluating)
 app.add_typer(verbs)
 app.add_typer(atlas_verbs)
 app.add_typer(models, name="models")

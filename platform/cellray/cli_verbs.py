@@ -12,16 +12,12 @@ import typer
 
 from cellray import answers
 from cellray.console import console
-from cellray.core.errors import CellrayError
 
 if TYPE_CHECKING:
     from cellray.core.recipe import Recipe
 
 EPOCHS = 60
 """Passes of the demo over its 700 cells: about half a minute on two cores."""
-
-FAILED_GATE = 3
-"""Exit status of an evaluation that does not reach what its suite asks."""
 
 ATLAS = "A folder or s3://bucket/path."
 
@@ -55,111 +51,6 @@ Changes = Annotated[
 def examples(*lines: str) -> str:
     """Lay out example commands for the end of a help page."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-@verbs.command(
-    epilog=examples(
-        "cellray evaluate models:/plates@champion --atlas plates.zarr --label cell_line",
-        "cellray evaluate models:/pbmc/3 --atlas s3://b/pbmc --label cell_type --split-by donor",
-        "cellray evaluate models:/pbmc/3 --atlas pbmc.zarr --suite configs/evaluate/standard.yaml "
-        "--label cell_type --gate",
-    )
-)
-def evaluate(
-    model: ModelUri,
-    atlas: AtlasUrl,
-    *,
-    label: Annotated[
-        str | None, typer.Option(help="obs column to predict or to judge by, such as cell_type.")
-    ] = None,
-    task: Annotated[str, typer.Option(help="What to score.")] = "annotation",
-    suite: Annotated[
-        Path | None, typer.Option(help="File of tasks and gates, in place of --task.")
-    ] = None,
-    split_by: Annotated[
-        str | None, typer.Option(help="obs column whose values are held out whole: a donor.")
-    ] = None,
-    batch: Annotated[
-        str | None, typer.Option(help="obs column of the batches that should mix.")
-    ] = None,
-    matrix: Annotated[
-        str | None, typer.Option(help="Matrix to predict, such as obsm/protein.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="Number of 70/30 splits.")] = 5,
-    gate: Annotated[
-        bool, typer.Option("--gate", help="End with status 3 where a gate of the suite fails.")
-    ] = False,
-    out: Annotated[
-        str | None, typer.Option(help="Folder of the report; under .cellray/reports by default.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Score a registered model beside baselines.
-
-    The baselines are PCA and the same encoder untrained, and the champion where that is another
-    version. Scores, tables and figures go to MLflow and, as one HTML page, to a folder.
-    """
-    with console(as_json=json) as to:
-        from cellray.evaluation.run import evaluate as run
-        from cellray.evaluation.run import evaluate_suite
-        from cellray.evaluation.suite import Suite
-
-        if suite is None:
-            if gate:
-                raise CellrayError("--gate needs the gates of a suite", "give --suite FILE")
-            report = run(
-                model,
-                atlas,
-                task=task,
-                label=label,
-                split_by=split_by,
-                batch=batch,
-                matrix=matrix,
-                seeds=seeds,
-                out=out,
-                progress=to.progress,
-            )
-            to.answer(report.document(), answers.report_text(report.document()))
-            return
-        wanted = Suite.load(suite)
-        if gate and not wanted.gates:
-            raise CellrayError(f"{suite} has no gates", "add 'gates:', or leave --gate out")
-        found = evaluate_suite(
-            model,
-            atlas,
-            wanted,
-            label=label,
-            split_by=split_by,
-            batch=batch,
-            matrix=matrix,
-            out=out,
-            progress=to.progress,
-        )
-        to.answer(found.document(), answers.suite_text(found.document()))
-        if gate and not found.passed:
-            raise typer.Exit(FAILED_GATE)
-
-
-@verbs.command(
-    epilog=examples("cellray embed models:/plates@champion --atlas plates.zarr --out plates.h5ad")
-)
-def embed(
-    model: ModelUri,
-    atlas: AtlasUrl,
-    out: Annotated[str, typer.Option(help="File to write: .parquet or .h5ad.")],
-    *,
-    json: Json = False,
-) -> None:
-    """Embed every cell of an atlas.
-
-    .parquet holds obs and z0, z1, ...; .h5ad holds counts, obs and obsm["X_cellray"].
-    """
-    with console(as_json=json) as to:
-        from cellray.evaluation.embed import embed as run
-
-        cells, dim = run(model, atlas, out, progress=to.progress)
-        document = {"out": Path(out).expanduser().absolute(), "cells": cells, "dimensions": dim}
-        to.answer(document, f"wrote {out}: {cells:,} cells x {dim} dimensions")
 
 
 @verbs.command(epilog=examples("cellray ui --port 5050"))

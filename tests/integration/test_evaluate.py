@@ -193,7 +193,7 @@ def test_a_model_of_another_atlas_and_fewer_genes_is_said_to_be_one(atlas, files
         facts = {"atlas": "elsewhere", "atlas_digest": "00", "cells": 1, "seed": 0}
         models.register(learner, run_id=run_id, name="other", facts=facts, metrics={})
     found = evaluate(
-        "models:/other", atlas.url, label="cell_type", split_by="donor", seeds=2, max_cells=300
+        "models:/other", atlas.url, label="cell_type", split_by="donor", splits=2, max_cells=300
     )
     assert found.common[0].startswith(
         "Whether the model was pre-trained on these cells is not known: no atlas at"
@@ -215,7 +215,7 @@ def test_a_model_that_knows_batches_has_an_untrained_baseline_that_does_too(
     with runs.run(experiment="cellray", run_name="batches", params={}, tags={}) as run_id:
         facts = {"atlas": "elsewhere", "atlas_digest": "00", "cells": 1, "seed": 0}
         models.register(learner, run_id=run_id, name="batches", facts=facts, metrics={})
-    found = evaluate("models:/batches", atlas.url, label="cell_type", seeds=2, max_cells=300)
+    found = evaluate("models:/batches", atlas.url, label="cell_type", splits=2, max_cells=300)
     assert found.metrics["model/knn/macro_f1"] == found.metrics["untrained/knn/macro_f1"]
 
 
@@ -317,7 +317,7 @@ def test_tasks_side_by_side_give_what_they_give_alone(report, model, atlas, tmp_
         model, atlas.url, Suite.of(SUITE), label="cell_type", max_cells=600, out=tmp_path / "both"
     )
     alone = evaluate(
-        model, atlas.url, label="cell_type", seeds=2, max_cells=600, out=tmp_path / "alone"
+        model, atlas.url, label="cell_type", splits=2, max_cells=600, out=tmp_path / "alone"
     )
     assert both.reports["annotation"].metrics == alone.metrics
 

@@ -2,13 +2,13 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from cellray.atlas.store import Atlas
 from cellray.evaluation.leak import Seen
 from cellray.tasks.task import Spec
 from cellray.track.models import Resolved
+from cellray.track.promotion import options
 
 
 def weights_of(resolved: Resolved) -> str:
@@ -19,7 +19,8 @@ def weights_of(resolved: Resolved) -> str:
 
 def params_of(spec: Spec) -> dict[str, str]:
     """Give what makes two evaluations by a task comparable, as text."""
-    return {name: str(value) for name, value in asdict(spec).items() if value is not None}
+    asked = spec.model_dump(exclude_defaults=True) | {"splits": spec.splits, "seed": spec.seed}
+    return {name: str(value) for name, value in asked.items()}
 
 
 def reader_notes(seen: Seen, atlas: Atlas, share: float, *, scored: int) -> tuple[str, ...]:
@@ -43,11 +44,7 @@ def facts_of(
     words = ["cellray", "evaluate", resolved.uri, "--atlas", atlas.url]
     if task != "annotation":
         words += ["--task", task]
-    for name in ("label", "split_by", "batch", "matrix"):
-        if getattr(spec, name) is not None:
-            words += [f"--{name.replace('_', '-')}", getattr(spec, name)]
-    if spec.splits != Spec.splits:
-        words += ["--seeds", str(spec.splits)]
+    words += options(spec.model_dump(exclude_defaults=True))
     learner = resolved.learner
     return {
         "model": resolved.uri,

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,13 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from cellray.atlas.store import Atlas
-from cellray.core.errors import CellrayError
 from cellray.core.types import Progress, Rows
 from cellray.evaluation.cache import embed_once
 from cellray.evaluation.export import check_folder, source_order
 from cellray.evaluation.facts import facts_of, params_of, reader_notes, weights_of
 from cellray.evaluation.leak import seen_cells
 from cellray.evaluation.report import render, report_files, write_files
-from cellray.evaluation.suite import Entry, Suite
+from cellray.evaluation.suite import Suite
 from cellray.feed.session import ray_session
 from cellray.learn.embed import gene_columns, matched_share
 from cellray.tasks.table import find_task
@@ -69,15 +69,10 @@ def evaluate(
     atlas: str,
     *,
     task: str = "annotation",
-    label: str | None = None,
-    split_by: str | None = None,
-    batch: str | None = None,
-    matrix: str | None = None,
-    seeds: int = 5,
-    seed: int = 0,
     max_cells: int = MAX_CELLS,
     out: str | Path | None = None,
     progress: Progress | None = None,
+    **asked: Any,  # noqa: ANN401 - a spec's values are of several types
 ) -> Report:
     """Score a registered model on an atlas by one task, beside the baselines of the task.
 
@@ -89,12 +84,10 @@ def evaluate(
         The atlas's URL.
     task
         A task of `cellray.tasks.table`.
-    label, split_by, batch, matrix, seed
-        As of `cellray.tasks.task.Spec`.
-    seeds
-        Number of splits.
     max_cells, out, progress
         As of `evaluate_suite`.
+    **asked
+        ``label``, ``split_by`` and whatever else a `cellray.tasks.task.Spec` has.
 
     Returns
     -------
@@ -105,18 +98,13 @@ def evaluate(
     ------
     CellrayError
         As `evaluate_suite`.
+
+    Examples
+    --------
+    >>> evaluate("models:/pbmc@champion", "pbmc.zarr", label="cell_type")  # doctest: +SKIP
     """
-    if seeds < 1:
-        raise CellrayError(f"{seeds} splits cannot be scored", "give --seeds 1 or more")
-    entry = {"label": label, "split_by": split_by, "batch": batch, "matrix": matrix}
-    found = evaluate_suite(
-        model,
-        atlas,
-        Suite(tasks={task: Entry(**entry, splits=seeds, seed=seed)}),
-        max_cells=max_cells,
-        out=out,
-        progress=progress,
-    )
+    suite = Suite.of({"tasks": {task: asked}})
+    found = evaluate_suite(model, atlas, suite, max_cells=max_cells, out=out, progress=progress)
     return found.reports[task]
 
 
@@ -125,10 +113,7 @@ def evaluate_suite(
     atlas: str,
     suite: Suite,
     *,
-    label: str | None = None,
-    split_by: str | None = None,
-    batch: str | None = None,
-    matrix: str | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
     max_cells: int = MAX_CELLS,
     out: str | Path | None = None,
     progress: Progress | None = None,
@@ -146,8 +131,8 @@ def evaluate_suite(
         The atlas's URL.
     suite
         The tasks and gates.
-    label, split_by, batch, matrix
-        For entries of the suite that do not name them.
+    given
+        What entries of the suite do not name, by the names of `cellray.tasks.task.Spec`.
     max_cells
         Score a random sample of so many cells when the atlas has more; the report says so.
     out
@@ -162,8 +147,7 @@ def evaluate_suite(
         An unknown task, model or column, an atlas that cannot be used, no gene in common, or
         what a task refuses.
     """
-    given = {"label": label, "split_by": split_by, "batch": batch, "matrix": matrix}
-    entries = suite.specs({key: value for key, value in given.items() if value is not None})
+    entries = suite.specs(given)
     specs = [spec for _, spec in entries.values()]
     opened = Atlas.open(atlas)
     obs = opened.obs(list(dict.fromkeys(name for spec in specs for name in spec.columns)))

@@ -16,24 +16,16 @@ from cellray.tasks.table import find_task
 from cellray.tasks.task import Report, Spec
 
 
-class Entry(Section):
+class Entry(Spec):
     """A task of a suite; what it does not name is what ``cellray evaluate`` was given.
 
     Attributes
     ----------
     task
         Name of the task; that of the entry where it is left out.
-    label, split_by, batch, matrix, splits, seed
-        As of `cellray.tasks.task.Spec`.
     """
 
     task: str | None = None
-    label: str | None = None
-    split_by: str | None = None
-    batch: str | None = None
-    matrix: str | None = None
-    splits: int = Field(default=Spec.splits, ge=1)
-    seed: int = Field(default=Spec.seed, ge=0)
 
 
 class Gate(Section):

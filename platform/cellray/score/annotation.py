@@ -16,6 +16,9 @@ from cellray.core.errors import CellrayError
 PROBE_C = 1.0
 PROBE_STEPS = 2000
 
+Probabilities = tuple[NDArray[Any], NDArray[np.float64]]
+"""Classes, shape (C,), and each cell's probability of each, shape (M, C)."""
+
 
 def knn(
     train_ND: NDArray[Any], train_labels: ArrayLike, test_MD: NDArray[Any], *, k: int = 5
@@ -44,10 +47,25 @@ def knn(
     CellrayError
         Embeddings that are not finite.
     """
+    return likeliest(*knn_votes(train_ND, train_labels, test_MD, k=k))
+
+
+def knn_votes(
+    train_ND: NDArray[Any], train_labels: ArrayLike, test_MD: NDArray[Any], *, k: int = 5
+) -> Probabilities:
+    """Give the share of each class among the nearest training cells; as `knn`, whose majority wins.
+
+    Returns
+    -------
+    classes : ndarray
+        Shape (C,), sorted.
+    shares : ndarray
+        Shape (M, C), float64.
+    """
     _require_finite(train_ND, test_MD)
     model = KNeighborsClassifier(n_neighbors=min(k, len(train_ND)))
-    predicted: NDArray[Any] = model.fit(train_ND, np.asarray(train_labels)).predict(test_MD)
-    return predicted
+    model.fit(train_ND, np.asarray(train_labels))
+    return model.classes_, model.predict_proba(test_MD)
 
 
 def linear_probe(
@@ -78,8 +96,67 @@ def linear_probe(
     CellrayError
         Fewer than two classes, or embeddings that are not finite.
     """
+    return likeliest(*probe_probabilities(train_ND, train_labels, test_MD))
+
+
+def probe_probabilities(
+    train_ND: NDArray[Any], train_labels: ArrayLike, test_MD: NDArray[Any]
+) -> Probabilities:
+    """Give the probability of each class by the regression of `linear_probe`.
+
+    Returns
+    -------
+    classes : ndarray
+        Shape (C,), sorted.
+    probabilities : ndarray
+        Shape (M, C), float64.
+
+    Raises
+    ------
+    CellrayError
+        Fewer than two classes, or embeddings that are not finite.
+    """
     _require_finite(train_ND, test_MD)
-    labels = np.asarray(train_labels)
+    model, centre, scale = _fit_probe(train_ND, np.asarray(train_labels))
+    return model.classes_, model.predict_proba((test_MD - centre) / scale)
+
+
+def probe_weights(
+    train_ND: NDArray[Any], train_labels: ArrayLike
+) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]]:
+    """Give the logits of `linear_probe` as a linear function of the embedding itself.
+
+    Parameters
+    ----------
+    train_ND, train_labels
+        As for `linear_probe`.
+
+    Returns
+    -------
+    classes : ndarray
+        Shape (C,), sorted.
+    weights : ndarray
+        Shape (C, D), float64; they sum to zero over the classes.
+    offsets : ndarray
+        Shape (C,), float64.
+
+    Raises
+    ------
+    CellrayError
+        Fewer than two classes, or embeddings that are not finite.
+    """
+    _require_finite(train_ND)
+    model, centre, scale = _fit_probe(train_ND, np.asarray(train_labels))
+    weights_CD, offsets_C = model.coef_ / scale, model.intercept_
+    if len(weights_CD) == 1:  # two classes: one log-odds, shared out between them
+        weights_CD = np.concatenate([-weights_CD, weights_CD]) / 2
+        offsets_C = np.concatenate([-offsets_C, offsets_C]) / 2
+    return model.classes_, weights_CD, offsets_C - weights_CD @ centre
+
+
+def _fit_probe(
+    train_ND: NDArray[Any], labels: NDArray[Any]
+) -> tuple[LogisticRegression, NDArray[np.float64], float]:
     if len(np.unique(labels)) < 2:
         raise CellrayError(
             "a linear probe needs at least two classes among the training cells",
@@ -88,9 +165,12 @@ def linear_probe(
     centre = train_ND.mean(axis=0, dtype=np.float64)
     scale = float(np.sqrt(np.mean(np.square(train_ND - centre)))) or 1.0
     model = LogisticRegression(C=PROBE_C, max_iter=PROBE_STEPS)
-    model.fit((train_ND - centre) / scale, labels)
-    predicted: NDArray[Any] = model.predict((test_MD - centre) / scale)
-    return predicted
+    return model.fit((train_ND - centre) / scale, labels), centre, scale
+
+
+def likeliest(classes_C: NDArray[Any], probabilities_MC: NDArray[np.float64]) -> NDArray[Any]:
+    """Give each cell's most probable class, the first of those that tie, shape (M,)."""
+    return np.asarray(classes_C[probabilities_MC.argmax(axis=1)])
 
 
 def f1(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:

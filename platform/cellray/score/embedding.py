@@ -64,13 +64,37 @@ def pca_embedding(
         Fewer than two training cells or genes.
     """
     values = log_normalise(counts)
-    fitted = values if train is None else values[train]
-    largest = min(fitted.shape) - 1
+    axes_DG = pca_axes(values if train is None else values[train], dim=dim, seed=seed)
+    embedded: NDArray[np.float32] = (values @ axes_DG.T).astype(np.float32)
+    return embedded
+
+
+def pca_axes(values: csr_matrix[Any], *, dim: int = 50, seed: int = 0) -> NDArray[np.float32]:
+    """Give the axes of `pca_embedding`; a column holds a gene's loadings.
+
+    Parameters
+    ----------
+    values
+        Log-normalised counts of the cells that the axes are fitted on, shape (cells, genes).
+    dim, seed
+        As for `pca_embedding`.
+
+    Returns
+    -------
+    ndarray
+        Shape (dim, genes), float32.
+
+    Raises
+    ------
+    CellrayError
+        Fewer than two cells or genes.
+    """
+    largest = min(values.shape) - 1
     if largest < 1:
         raise CellrayError(
-            f"PCA needs two cells and two genes, not {fitted.shape[0]} and {fitted.shape[1]}",
+            f"PCA needs two cells and two genes, not {values.shape[0]} and {values.shape[1]}",
             "evaluate on an atlas with more cells",
         )
-    solver = TruncatedSVD(n_components=min(dim, largest), random_state=seed).fit(fitted)
-    embedded: NDArray[np.float32] = solver.transform(values).astype(np.float32)
-    return embedded
+    solver = TruncatedSVD(n_components=min(dim, largest), random_state=seed).fit(values)
+    axes_DG: NDArray[np.float32] = solver.components_.astype(np.float32)
+    return axes_DG

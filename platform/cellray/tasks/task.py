@@ -11,8 +11,10 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.sparse import csr_matrix
 
+from cellray.core.sections import Section
 from cellray.core.seeds import generator
 from cellray.learn.learner import Learner
 
@@ -36,6 +38,9 @@ class Embeddings:
         The matrices that the task needs, by path; each of shape (N, F), float32.
     learners
         The models themselves, on the CPU, by method: for tasks that train them or decode.
+    reference
+        The cells of ``spec.reference``, of other number and order, with the same genes, methods
+        and columns; None where none is named.
     """
 
     frozen: Mapping[str, NDArray[np.float32]]
@@ -44,6 +49,7 @@ class Embeddings:
     genes: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, np.str_))
     matrices: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     learners: Mapping[str, Learner] = field(default_factory=dict)
+    reference: Self | None = None
 
     def take(self, cells: NDArray[np.int64]) -> Self:
         """Give the named cells, in the named order."""
@@ -60,8 +66,7 @@ class Embeddings:
         return self.obs[name].astype(str).to_numpy(dtype=np.str_)
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(Section):
     """How a task is run.
 
     Attributes
@@ -74,6 +79,18 @@ class Spec:
         The obs column of the batches that an embedding should mix.
     matrix
         The matrix to predict, by its path in the atlas: ``obsm/protein``.
+    control
+        The value of the label that stands for untreated cells: ``non-targeting``.
+    gene_sets
+        A file of gene sets, such as the known markers of cell types.
+    ontology
+        A file of cell types and their parents (`cellray.score.ontology`).
+    reference
+        Another atlas, by its URL: labelled cells that the scored ones are compared with.
+    orthologs
+        A table of the genes of two species, for a reference atlas of another one.
+    fine_tune
+        Whether the whole network is trained for the task too, which takes minutes.
     splits
         How many splits to score.
     seed
@@ -84,8 +101,14 @@ class Spec:
     split_by: str | None = None
     batch: str | None = None
     matrix: str | None = None
-    splits: int = 5
-    seed: int = 0
+    control: str | None = None
+    gene_sets: str | None = None
+    ontology: str | None = None
+    reference: str | None = None
+    orthologs: str | None = None
+    fine_tune: bool = False
+    splits: int = Field(default=5, ge=1)
+    seed: int = Field(default=0, ge=0)
 
     @property
     def columns(self) -> list[str]:
@@ -242,7 +265,7 @@ class Task:
     title
         Its name for people.
     needs
-        What of a `Spec` must be named: ``label``, ``batch``, ``matrix``.
+        What of a `Spec` must be named: ``label``, ``batch``, ``matrix``, ``reference``.
     """
 
     run: Callable[[Embeddings, Spec], Report]

@@ -16,18 +16,10 @@ from cellray.core.errors import CellrayError, suggest
 from cellray.track.catalogue import aliases_of, find_model, find_version, tied_metrics
 from cellray.track.store import client, store_errors
 
-LOWER = frozenset({"loss", "error", "mse", "rmse", "mae", "nll", "perplexity", "distance"})
+LOWER = frozenset(
+    {"loss", "error", "mse", "rmse", "mae", "nll", "perplexity", "distance", "ece", "brier"}
+)
 """Last words of the metrics of which less is better; of all others more is."""
-
-OPTIONS = {
-    "task": "--task",
-    "label": "--label",
-    "split_by": "--split-by",
-    "batch": "--batch",
-    "matrix": "--matrix",
-    "splits": "--seeds",
-}
-"""Options of ``cellray evaluate`` by the part of the protocol that they set."""
 
 DEFAULTS = {"task": "annotation", "splits": "5", "seed": "0", "max_cells": "50000"}
 """The protocol of a ``cellray evaluate`` without options."""
@@ -144,6 +136,16 @@ def lower_is_better(metric: str) -> bool:
     return re.split(r"[^a-z]", metric.lower())[-1] in LOWER
 
 
+def options(asked: Mapping[str, object]) -> list[str]:
+    """Write what was asked of ``cellray evaluate`` as its options."""
+    found = []
+    for name, value in asked.items():
+        found.append("--seeds" if name == "splits" else f"--{name.replace('_', '-')}")
+        # A flag has no value: True, or what MLflow made of it.
+        found += [] if str(value) == "True" else [str(value)]
+    return found
+
+
 def apart(one: float, other: float) -> tuple[str, str]:
     """Write two numbers with four significant digits, or with as many as tell them apart."""
     for digits in range(4, 18):
@@ -253,13 +255,8 @@ def _how(evaluation: Evaluation, uri: str) -> str:
     """Say how to evaluate another version in the same way."""
     asked = {"task": evaluation.task, **evaluation.params}
     other = {name: value for name, value in asked.items() if DEFAULTS.get(name) != value}
-    words = ["cellray", "evaluate", uri, "--atlas", evaluation.url]
-    for name, option in OPTIONS.items():
-        words += [option, other.pop(name)] if name in other else []
-    rest = ", ".join(f"{name}={value}" for name, value in other.items())
-    return f"run '{shlex.join(words)}'" + (
-        f" by cellray.evaluate in Python, with {rest}" if rest else ""
-    )
+    words = ["cellray", "evaluate", uri, "--atlas", evaluation.url, *options(other)]
+    return f"run '{shlex.join(words)}'"
 
 
 def _is_number(word: str) -> bool:

@@ -5,14 +5,15 @@ import shlex
 
 import pytest
 from mlflow import MlflowClient
+from typer.testing import CliRunner
 
-from cellray.cli import main
+from cellray.cli import app, main
 from cellray.core.errors import CellrayError
 from cellray.evaluation.run import evaluate
 from cellray.tasks.task import Spec
 from cellray.track import models
 from cellray.track.catalogue import list_models
-from cellray.track.promotion import DEFAULTS, OPTIONS, apart, lower_is_better, promote
+from cellray.track.promotion import DEFAULTS, apart, lower_is_better, options, promote
 from cellray.track.store import client
 
 METRIC = "model/knn/macro_f1"
@@ -183,11 +184,11 @@ def test_numbers_of_other_evaluations_are_not_compared(rivals, differs):
 @pytest.mark.parametrize(
     ("url", "asked", "expected"),
     [
-        (URL, {}, {"split_by": None, "seeds": 5}),
+        (URL, {}, {}),
         (
             "/data/two words/it's.zarr",
-            {"label": "cell type", "split_by": "donor id", "splits": "3"},
-            {"label": "cell type", "split_by": "donor id", "seeds": 3},
+            {"label": "cell type", "split_by": "donor id", "splits": "3", "fine_tune": "True"},
+            {"label": "cell type", "split_by": "donor id", "splits": 3, "fine_tune": True},
         ),
     ],
 )
@@ -200,26 +201,20 @@ def test_the_missing_evaluation_is_named_with_its_command(
     assert f"models:/pbmc/{lacks} was not evaluated as models:/pbmc/{has} was" in error.what
     (command,) = re.findall("^run 'cellray (evaluate .*)'$", error.mend)
     parsed = parse_command(shlex.split(command))
-    assert parsed == {
+    given = {name: value for name, value in parsed.items() if value not in (None, False)}
+    assert given == {
         "model": f"models:/pbmc/{lacks}",
         "atlas": url,
         "label": "cell_type",
-        "task": "annotation",
-        "suite": None,
-        "batch": None,
-        "matrix": None,
-        "gate": False,
-        "out": None,
-        "json": False,
+        "max_cells": 50_000,
         **expected,
     }
 
 
-def test_what_the_command_cannot_say_is_said_beside_it(rivals):
+def test_the_command_says_all_that_differs_from_the_defaults(rivals):
     log(1, 0.5, params=PROTOCOL | {"seed": "3"})
     assert refusal(**CHALLENGER).mend == (
-        f"run 'cellray evaluate models:/pbmc/2 --atlas {URL} --label cell_type' by "
-        "cellray.evaluate in Python, with seed=3"
+        f"run 'cellray evaluate models:/pbmc/2 --atlas {URL} --label cell_type --seed 3'"
     )
 
 
@@ -227,11 +222,20 @@ def test_the_defaults_are_those_of_evaluate():
     taken = inspect.signature(evaluate).parameters
     assert {
         "task": taken["task"].default,
-        "splits": str(taken["seeds"].default),
-        "seed": str(taken["seed"].default),
+        "splits": str(Spec().splits),
+        "seed": str(Spec().seed),
         "max_cells": str(taken["max_cells"].default),
     } == DEFAULTS
-    assert {*Spec.__dataclass_fields__} <= {*OPTIONS, *DEFAULTS}
+
+
+def test_what_was_asked_is_written_as_the_command_line_takes_it():
+    told = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "200"}).output
+    asked = {**dict.fromkeys(Spec.model_fields, "7"), "task": "annotation", "max_cells": "7"}
+    written = options(asked | {"fine_tune": True})
+    assert written[written.index("--seeds") + 1] == "7"
+    assert written[written.index("--fine-tune") + 1].startswith("--")
+    for word in written:
+        assert not word.startswith("--") or word in told
 
 
 def test_versions_that_nobody_evaluated_cannot_be_compared(rivals):

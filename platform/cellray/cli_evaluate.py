@@ -1,0 +1,138 @@
+"""``cellray evaluate`` and ``embed``: what registered models are for."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cellray import answers
+from cellray.cli_verbs import AtlasUrl, Json, ModelUri, examples
+from cellray.console import console
+from cellray.core.errors import CellrayError
+
+FAILED_GATE = 3
+"""Exit status of an evaluation that does not reach what its suite asks."""
+
+MAX_CELLS = 50_000
+"""Cells that are scored at most, unless told: as in `cellray.evaluation.run`."""
+
+ASKED = (
+    *("label", "split_by", "batch", "matrix", "control", "gene_sets", "ontology", "reference"),
+    *("orthologs", "fine_tune", "splits", "seed"),
+)
+"""What the command line says of a `cellray.tasks.task.Spec`."""
+
+evaluating = typer.Typer()
+
+
+@evaluating.command(
+    epilog=examples(
+        "cellray evaluate models:/plates@champion --atlas plates.zarr --label cell_line",
+        "cellray evaluate models:/pbmc/3 --atlas s3://b/pbmc --label cell_type --split-by donor",
+        "cellray evaluate models:/pbmc/3 --atlas pbmc.zarr --suite configs/evaluate/standard.yaml "
+        "--label cell_type --gate",
+    )
+)
+def evaluate(
+    model: ModelUri,
+    atlas: AtlasUrl,
+    *,
+    label: Annotated[
+        str | None, typer.Option(help="obs column to predict or to judge by, such as cell_type.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="What to score: annotation by default.")] = None,
+    suite: Annotated[
+        Path | None, typer.Option(help="File of tasks and gates, in place of --task.")
+    ] = None,
+    split_by: Annotated[
+        str | None, typer.Option(help="obs column whose values are held out whole: a donor.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="obs column of the batches that should mix.")
+    ] = None,
+    matrix: Annotated[
+        str | None, typer.Option(help="Matrix to predict, such as obsm/protein.")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Value of the label that stands for untreated cells.")
+    ] = None,
+    gene_sets: Annotated[
+        str | None, typer.Option(help="File of gene sets, such as markers of the cell types.")
+    ] = None,
+    ontology: Annotated[
+        str | None, typer.Option(help=".obo or .tsv file: which cell types are kinds of which.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="URL", help="Labelled atlas to compare the cells with.")
+    ] = None,
+    orthologs: Annotated[
+        str | None, typer.Option(help="Table of two species' genes, where the model's is another.")
+    ] = None,
+    fine_tune: Annotated[
+        bool | None,
+        typer.Option("--fine-tune", help="Train the network for the task too; takes minutes."),
+    ] = None,
+    splits: Annotated[int | None, typer.Option("--seeds", min=1, help="Number of splits.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the splits.")] = None,
+    max_cells: Annotated[
+        int, typer.Option(min=1, help="Score a random sample of so many cells.")
+    ] = MAX_CELLS,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="End with status 3 where a gate of the suite fails.")
+    ] = False,
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the report; under .cellray/reports by default.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score a registered model beside baselines.
+
+    The baselines are PCA and the same encoder untrained, and the champion where that is another
+    version. Scores, tables and figures go to MLflow and, as one HTML page, to a folder.
+    """
+    said = locals()
+    given = {name: said[name] for name in ASKED if said[name] is not None}
+    with console(as_json=json) as to:
+        from cellray.evaluation.run import evaluate_suite
+        from cellray.evaluation.suite import Suite
+
+        if suite is not None and task is not None:
+            raise CellrayError("--task and --suite are both given", "leave one of them out")
+        asked = Suite.load(suite) if suite else Suite.of({"tasks": {task or "annotation": {}}})
+        if gate and not asked.gates:
+            raise CellrayError(
+                "--gate needs gates, and there are none",
+                "give --suite FILE with 'gates:', or leave --gate out",
+            )
+        found = evaluate_suite(
+            model, atlas, asked, given=given, max_cells=max_cells, out=out, progress=to.progress
+        )
+        if suite is None:
+            (report,) = (report.document() for report in found.reports.values())
+            to.answer(report, answers.report_text(report))
+        else:
+            to.answer(found.document(), answers.suite_text(found.document()))
+        if gate and not found.passed:
+            raise typer.Exit(FAILED_GATE)
+
+
+@evaluating.command(
+    epilog=examples("cellray embed models:/plates@champion --atlas plates.zarr --out plates.h5ad")
+)
+def embed(
+    model: ModelUri,
+    atlas: AtlasUrl,
+    out: Annotated[str, typer.Option(help="File to write: .parquet or .h5ad.")],
+    *,
+    json: Json = False,
+) -> None:
+    """Embed every cell of an atlas.
+
+    .parquet holds obs and z0, z1, ...; .h5ad holds counts, obs and obsm["X_cellray"].
+    """
+    with console(as_json=json) as to:
+        from cellray.evaluation.embed import embed as run
+
+        cells, dim = run(model, atlas, out, progress=to.progress)
+        document = {"out": Path(out).expanduser().absolute(), "cells": cells, "dimensions": dim}
+        to.answer(document, f"wrote {out}: {cells:,} cells x {dim} dimensions")
