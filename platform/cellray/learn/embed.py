@@ -138,18 +138,28 @@ def embed_matrix(
         Values that are no counts, or what `gene_columns` refuses.
     """
     columns = gene_columns(learner.genes, genes)
+    return embed_rows(learner, rows_of(counts), columns, batch=batch, device=device)
+
+
+def rows_of(counts: csr_matrix[Any]) -> Rows:
+    """Give a count matrix as rows, its cells numbered from 0.
+
+    Raises
+    ------
+    CellrayError
+        Values that are no counts.
+    """
     _require_counts(counts.data)
     if not counts.has_canonical_format:  # a count stored in two parts
         counts = counts.copy()
         counts.sum_duplicates()
-    rows = Rows(
+    return Rows(
         data=counts.data,
         indices=counts.indices,
         indptr=counts.indptr.astype(np.int64),
         n_genes=counts.shape[1],
         cells=np.arange(counts.shape[0], dtype=np.int64),
     )
-    return embed_rows(learner, rows, columns, batch=batch, device=device)
 
 
 def _require_counts(values: NDArray[Any]) -> None:

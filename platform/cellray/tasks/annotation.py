@@ -3,36 +3,29 @@
 Shape suffixes: N cells, D embedding.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from cellray.score.annotation import class_f1, confusion, f1, knn, linear_probe
-from cellray.score.bootstrap import f1_draws, interval, p_value, paired_f1_draws
+from cellray.score.annotation import class_f1, confusion, f1
+from cellray.score.calibration import brier, expected_calibration_error
+from cellray.score.ontology import Ontology, lenient
 from cellray.tasks import figures, maps
-from cellray.tasks.methods import PCA_NOTE, embedded
+from cellray.tasks.calibration import BINS, binned_confidence, reliability_figure
+from cellray.tasks.intervals import against_champion, f1_intervals
+from cellray.tasks.methods import PCA_NOTE
+from cellray.tasks.readouts import UNIFORM, Found, K, Told, predictions, read
 from cellray.tasks.splits import Split, make_splits, usable_cells
-from cellray.tasks.task import INTERVALS, Embeddings, Figure, Report, Spec, sample_cells
+from cellray.tasks.task import Embeddings, Figure, Report, Spec, sample_cells
 
-K = 5
 UMAP_CELLS = 20_000
 RARE = 0.01
 """A class of less than this share of the cells is rare."""
-DRAWS = 200
-"""Resamples of the test cells, or of their groups, for an interval."""
-
-CLASSIFIERS: Mapping[str, Callable[..., NDArray[Any]]] = {
-    "knn": partial(knn, k=K),
-    "probe": linear_probe,
-}
 TRUE = "true class"
-PAIRED = ("macro_f1", "micro_f1")
+SHOWN = ("macro_f1", "micro_f1", "rare_f1")
+"""Metrics of the first figure."""
 
 
 def annotation(embeddings: Embeddings, spec: Spec) -> Report:
@@ -43,6 +36,10 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
     same encoder untrained, and a PCA to 50 components twice: with axes fitted on all cells, which
     is the match of a model that was pre-trained on this atlas, and with axes fitted on the training
     cells of each split only, the match of one that was not.
+
+    With ``spec.fine_tune`` each network is also trained for the labels, the untrained one as the
+    others. With an ontology, F1 is given a second time where a kind of the true type counts as
+    right. An encoder that samples a cell's genes by weight is shown sampling all alike, too.
 
     Parameters
     ----------
@@ -69,20 +66,28 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
         )
     order, sizes = _abundance(labels)
     units = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    found = _predict(data, labels, splits, spec.seed)
-    scores = _scores(found, labels, splits, {*order[sizes < RARE * len(labels)]})
-    intervals = _intervals(found, labels, splits, units, spec.seed)
+    ontology = None if spec.ontology is None else Ontology.of(spec.ontology)
+    found = read(data, labels, splits, spec)
+    told = predictions(found)
+    rare = {*order[sizes < RARE * len(labels)]}
+    scores = _scores(found, told, labels, splits, rare, ontology)
+    intervals = f1_intervals(told, labels, splits, units, spec.seed)
     if intervals.empty:
         notes.append(
             f"A split holds out one value of '{spec.split_by}', so there are no intervals: they "
             "would have to say how scores differ between several."
         )
-    classes = _classes(found, labels, splits, order, sizes)
-    matrix = _confusion(found, labels, splits, order)
-    notes += [*_unseen(labels, splits), PCA_NOTE]
-    tables = {"classes": classes, "confusion": matrix.rename_axis(TRUE).reset_index()}
+    classes = _classes(told, labels, splits, order, sizes)
+    matrix = _confusion(told, labels, splits, order)
+    notes += [*_unseen(labels, splits), PCA_NOTE, *_more_notes(found, ontology, labels)]
+    calibration = binned_confidence(found, labels, splits)
+    tables = {
+        "classes": classes,
+        "confusion": matrix.rename_axis(TRUE).reset_index(),
+        "calibration": calibration,
+    }
     if "champion" in data.frozen and len(intervals):
-        tables["against_champion"] = _against_champion(found, labels, splits, units, spec.seed)
+        tables["against_champion"] = against_champion(told, labels, splits, units, spec.seed)
     return Report(
         task="annotation",
         protocol=_protocol(len(labels), len(order), len(splits), spec),
@@ -90,53 +95,62 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
         intervals=intervals,
         tables=tables,
         figures=(
-            figures.scores_figure(scores, intervals),
+            figures.scores_figure(scores[scores["metric"].isin(SHOWN)], intervals),
             figures.classes_figure(classes),
             figures.confusion_figure(matrix),
+            reliability_figure(calibration),
             *_maps(data, labels, groups, spec),
         ),
         notes=tuple(notes),
     )
 
 
-Predicted = Mapping[tuple[str, str], Sequence[NDArray[np.str_]]]
-"""Predictions of every split's test cells, by method and readout."""
-
-
-def _predict(
-    data: Embeddings, labels: NDArray[np.str_], splits: Sequence[Split], seed: int
-) -> Predicted:
-    """Predict by every readout on every method's embedding."""
-    found: dict[tuple[str, str], list[NDArray[np.str_]]] = {}
-    # On matrices this small, BLAS threads cost the probe twenty times what they save; and with
-    # one thread the numbers are the same on any number of cores.
-    with threadpool_limits(1, user_api="blas"):
-        data = replace(data, frozen=embedded(data, seed=seed))
-        for split in splits:
-            for method, z_ND in embedded(data, train=split.train, seed=seed).items():
-                for readout, classify in CLASSIFIERS.items():
-                    told = classify(z_ND[split.train], labels[split.train], z_ND[split.test])
-                    found.setdefault((method, readout), []).append(told)
-    return found
-
-
 def _scores(
-    found: Predicted, labels: NDArray[np.str_], splits: Sequence[Split], rare: set[str]
+    found: Found,
+    told: Told,
+    labels: NDArray[np.str_],
+    splits: Sequence[Split],
+    rare: set[str],
+    ontology: Ontology | None,
 ) -> pd.DataFrame:
     """Give the scores, as in `Report`; F1 of rare classes where there are any."""
     rows = []
-    for (method, readout), predictions in found.items():
-        for number, (split, predicted) in enumerate(zip(splits, predictions, strict=True)):
+    for key, of_splits in found.items():
+        both = zip(splits, of_splits, told[key], strict=True)
+        for number, (split, probabilities, predicted) in enumerate(both):
             true = labels[split.test]
             values = f1(true, predicted)
             if of_rare := [v for name, v in class_f1(true, predicted).items() if name in rare]:
                 values["rare_f1"] = float(np.mean(of_rare))
-            rows += [(method, readout, metric, number, value) for metric, value in values.items()]
+            if ontology is not None:
+                kinds = f1(true, lenient(true, predicted, ontology))
+                values |= {f"ontology_{metric}": value for metric, value in kinds.items()}
+            values["ece"] = expected_calibration_error(true, *probabilities, bins=BINS)
+            values["brier"] = brier(true, *probabilities)
+            rows += [(*key, metric, number, value) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
 
 
+def _more_notes(found: Found, ontology: Ontology | None, labels: NDArray[np.str_]) -> Iterator[str]:
+    """Say what ontology, sampling and fine-tuning mean for the scores."""
+    if ontology is not None and (unknown := ontology.unknown(labels)):
+        shown = ", ".join(f"'{name}'" for name in unknown[:5])
+        yield f"{len(unknown)} labels are no terms of the ontology: {shown}."
+    if ("model", "fine_tuned") in found:
+        yield (
+            "Fine-tuned networks were trained on the labels of each split's training cells, for "
+            "as many steps whatever they started from; the best of ten states was chosen on a "
+            "fifth of these cells."
+        )
+    if (UNIFORM, "knn") in found:
+        yield (
+            "The encoder sees a sample of a cell's genes, by weights that make large values as "
+            "frequent as small ones; in the row 'uniform sampling' all are alike."
+        )
+
+
 def _classes(
-    found: Predicted,
+    told: Told,
     labels: NDArray[np.str_],
     splits: Sequence[Split],
     order: NDArray[np.str_],
@@ -144,82 +158,25 @@ def _classes(
 ) -> pd.DataFrame:
     """Give every class's size and, by method, its kNN F1's mean over splits; NaN where untested."""
     classes = pd.DataFrame({"class": order, "cells": sizes})
-    for (method, readout), predictions in found.items():
+    for (method, readout), of_method in told.items():
         if readout == "knn":
             of_splits = pd.DataFrame(
                 class_f1(labels[split.test], predicted)
-                for split, predicted in zip(splits, predictions, strict=True)
+                for split, predicted in zip(splits, of_method, strict=True)
             )
             classes[method] = of_splits.mean().reindex(order).to_numpy()
     return classes
 
 
 def _confusion(
-    found: Predicted, labels: NDArray[np.str_], splits: Sequence[Split], order: NDArray[np.str_]
+    told: Told, labels: NDArray[np.str_], splits: Sequence[Split], order: NDArray[np.str_]
 ) -> pd.DataFrame:
     """Count the model's kNN predictions by true class, over all splits."""
     counts = sum(
         confusion(labels[split.test], predicted, labels=order)[1]
-        for split, predicted in zip(splits, found["model", "knn"], strict=True)
+        for split, predicted in zip(splits, told["model", "knn"], strict=True)
     )
     return pd.DataFrame(counts, index=order, columns=order)
-
-
-def _intervals(
-    found: Predicted,
-    labels: NDArray[np.str_],
-    splits: Sequence[Split],
-    units: NDArray[np.int64],
-    seed: int,
-) -> pd.DataFrame:
-    """Give 95 % bootstrap intervals of the means over splits; groups are drawn whole.
-
-    There are none where a split tests one group only.
-    """
-    rows: list[tuple[Any, ...]] = []
-    if min(len(np.unique(units[one.test])) for one in splits) < 2:
-        return pd.DataFrame(rows, columns=INTERVALS)
-    for (method, readout), predictions in found.items():
-        draws = np.mean(
-            [
-                f1_draws(labels[one.test], told, units[one.test], draws=DRAWS, seed=seed)
-                for one, told in zip(splits, predictions, strict=True)
-            ],
-            axis=0,
-        )
-        for metric, of_metric in zip(PAIRED, draws.T, strict=True):
-            rows.append((method, readout, metric, *interval(of_metric)))
-    return pd.DataFrame(rows, columns=INTERVALS)
-
-
-def _against_champion(
-    found: Predicted,
-    labels: NDArray[np.str_],
-    splits: Sequence[Split],
-    units: NDArray[np.int64],
-    seed: int,
-) -> pd.DataFrame:
-    """Compare the model with the champion on the same test cells, by a paired bootstrap."""
-    rows = []
-    for readout in CLASSIFIERS:
-        pairs = zip(splits, found["model", readout], found["champion", readout], strict=True)
-        both = [
-            (f1(labels[one.test], ours), f1(labels[one.test], theirs), one, ours, theirs)
-            for one, ours, theirs in pairs
-        ]
-        draws = np.mean(
-            [
-                paired_f1_draws(
-                    labels[one.test], ours, theirs, units[one.test], draws=DRAWS, seed=seed
-                )
-                for _, _, one, ours, theirs in both
-            ],
-            axis=0,
-        )
-        for metric, of_metric in zip(PAIRED, draws.T, strict=True):
-            apart = float(np.mean([ours[metric] - theirs[metric] for ours, theirs, *_ in both]))
-            rows.append((readout, metric, apart, *interval(of_metric), p_value(of_metric)))
-    return pd.DataFrame(rows, columns=["readout", "metric", "difference", "low", "high", "p"])
 
 
 def _abundance(labels: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.int64]]:

@@ -19,6 +19,16 @@ METHODS = {
     "pca_all": f"PCA ({PCA_DIM}), all cells",
     "pca": f"PCA ({PCA_DIM}), training cells",
     "untrained": "untrained encoder",
+    "majority": "most common label",
+    "own_mean": "its own training cells",
+    "mean_effect": "mean effect",
+    "control": "no change",
+    "mean_difference": "mean difference",
+    "mean_expression": "mean expression",
+    "model_uniform": "model, uniform sampling",
+    "nearest_centroid": "mean of each type",
+    "genes": "shared genes",
+    "mean": "mean",
 }
 """Methods in the order of tables, and their names for people. A task may bring more."""
 

@@ -149,7 +149,7 @@ def test_the_same_input_gives_the_same_report(cells, report):
 
 
 def test_another_seed_gives_other_splits(cells, report):
-    other = annotation(cells, replace(SPEC, seed=1))
+    other = annotation(cells, SPEC.model_copy(update={"seed": 1}))
     assert not np.array_equal(other.scores["value"], report.scores["value"])
 
 
@@ -168,8 +168,8 @@ def test_classes_come_by_abundance_and_the_confusion_adds_up(cells, report):
     assert report.tables["classes"]["model"].mean() == pytest.approx(macro.mean())
 
 
-def test_figures_are_the_five_that_are_promised(report, by_donor):
-    names = ["scores", "classes", "confusion", "umap_label"]
+def test_figures_are_those_that_are_promised(report, by_donor):
+    names = ["scores", "classes", "confusion", "reliability", "umap_label"]
     assert [figure.name for figure in report.figures] == names
     assert [figure.name for figure in by_donor.figures] == [*names, "umap_split"]
     assert all(figure.alt and figure.svg.startswith("<?xml") for figure in by_donor.figures)
@@ -230,7 +230,7 @@ def test_embeddings_that_are_not_finite_are_refused(cells):
 
 def test_a_handful_of_cells_is_enough(cells):
     few = cells.take(np.flatnonzero(np.isin(cells.obs["cell_type"], ["type 0", "type 1"]))[:8])
-    report = annotation(few, replace(SPEC, splits=1))
+    report = annotation(few, SPEC.model_copy(update={"splits": 1}))
     assert report.protocol.startswith("8 cells of 2 types were split 70/30 once")
 
 

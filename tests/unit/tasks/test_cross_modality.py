@@ -65,7 +65,7 @@ def test_values_that_are_missing_are_refused(cells, proteins):
 
 def test_whole_groups_are_held_out(cells, proteins):
     data = with_matrix(cells, proteins)
-    report = cross_modality(data, replace(SPEC, split_by="donor"))
+    report = cross_modality(data, SPEC.model_copy(update={"split_by": "donor"}))
     assert report.scores["split"].nunique() == 2
 
 
@@ -78,7 +78,7 @@ def test_proteins_of_cord_blood_follow_the_counts(shared_data):
         obs=pd.DataFrame(index=range(len(adata))),
         matrices={"obsm/protein": np.asarray(adata.obsm["protein"], np.float32)},
     )
-    found = cross_modality(data, replace(SPEC, splits=1)).metrics
+    found = cross_modality(data, SPEC.model_copy(update={"splits": 1})).metrics
     assert 0.6 < found["model/ridge/pearson_features"] < 0.9
     assert found["pca/ridge/pearson_features"] == pytest.approx(
         found["model/ridge/pearson_features"], abs=0.05
