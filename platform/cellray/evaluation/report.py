@@ -14,8 +14,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 import cellray
 from cellray.evaluation.export import whole_file
-from cellray.tasks.figures import METRICS, READOUTS
-from cellray.tasks.methods import METHODS
+from cellray.tasks.names import METHODS, METRICS, readout_name
 from cellray.tasks.task import Report, bounds_of, plain_rows
 from cellray.track.promotion import lower_is_better
 
@@ -93,7 +92,7 @@ def _part(title: str, report: Report) -> dict[str, Any]:
         "report": report,
         "tiles": _tiles(report),
         "splits": report.scores["split"].nunique(),
-        "heads": [(READOUTS.get(of, of), len(metrics)) for of, metrics in heads.items()],
+        "heads": [(readout_name(of), len(metrics)) for of, metrics in heads.items()],
         "metrics": [METRICS.get(metric, metric) for of in heads.values() for metric in of],
         "rows": _rows(report, [(of, metric) for of in heads for metric in heads[of]]),
         "every": _every(report),
@@ -115,7 +114,7 @@ def _tiles(report: Report) -> list[dict[str, str]]:
     main = values[first["method"]]
     tiles = [
         {
-            "name": f"{METRICS.get(metric, metric)}, {READOUTS.get(readout, readout)}",
+            "name": f"{METRICS.get(metric, metric)}, {readout_name(readout)}",
             "value": f"{main.mean():.3f}",
             "spread": f"± {main.std(ddof=0):.3f}",
             "more": "this model",
@@ -172,7 +171,7 @@ def _every(report: Report) -> list[dict[str, Any]]:
     return [
         {
             "method": METHODS.get(str(method), str(method)),
-            "readout": READOUTS.get(str(readout), str(readout)),
+            "readout": readout_name(str(readout)),
             "metric": METRICS.get(str(metric), str(metric)),
             "values": values.tolist(),
         }

@@ -60,6 +60,10 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def expression(self, z_BD: Tensor, cells: Cells) -> Tensor | None:
+        """Decode embeddings to log-normalised expression, shape (B, G); None without a decoder."""
+        return None
+
     def begin(self, encoder: Encoder) -> None:
         """Take note of an encoder whose weights were replaced before training."""
 

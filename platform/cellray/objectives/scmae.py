@@ -84,3 +84,8 @@ class ScMAE(Objective):
             "mask_accuracy": ((logits_BG > 0) == target_BG).float().mean(),
             "target_fraction": target_BG.float().mean(),
         }
+
+    def expression(self, z_BD: Tensor, cells: Cells) -> Tensor:
+        """Decode embeddings to log-normalised expression."""
+        decoded: Tensor = self.decoder(torch.cat([z_BD, self.mask_head(z_BD)], dim=1), cells)
+        return decoded.float()

@@ -47,13 +47,17 @@ def gene_explained_variance(
     return 1 - shares_G
 
 
-def explained_variance(true_MG: NDArray[Any], predicted_MG: NDArray[Any]) -> dict[str, float]:
+def explained_variance(
+    true_MG: NDArray[Any], predicted_MG: NDArray[Any], *, hidden_MG: NDArray[np.bool_] | None = None
+) -> dict[str, float]:
     """Average the explained variance over the genes that vary (Richter et al. 2024).
 
     Parameters
     ----------
     true_MG, predicted_MG
         Values y and p, shape (M, G).
+    hidden_MG
+        Which entries count, shape (M, G), bool; None counts all.
 
     Returns
     -------
@@ -66,7 +70,7 @@ def explained_variance(true_MG: NDArray[Any], predicted_MG: NDArray[Any]) -> dic
         No gene varies, or values that are not finite.
     """
     _require_finite(true_MG, predicted_MG)
-    true_G, left_G = _variances(true_MG, predicted_MG)
+    true_G, left_G = _variances(true_MG, predicted_MG, hidden_MG)
     varies_G = true_G > 0
     if not varies_G.any():
         raise CellrayError(
@@ -238,12 +242,20 @@ def _ridge(alpha: float, inputs_ND: NDArray[np.float64], values_NG: NDArray[np.f
 
 
 def _variances(
-    true_MG: NDArray[Any], predicted_MG: NDArray[Any]
+    true_MG: NDArray[Any],
+    predicted_MG: NDArray[Any],
+    hidden_MG: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    counted = np.ones(true_MG.shape, bool) if hidden_MG is None else hidden_MG
     # Rounding gives equal values a tiny variance; they are found by their range.
-    varies_G = np.ptp(true_MG, axis=0) > 0
-    true_G = np.where(varies_G, np.var(true_MG, axis=0, dtype=np.float64), 0.0)
-    return true_G, np.var(_difference(true_MG, predicted_MG), axis=0)
+    largest_G = np.max(true_MG, axis=0, initial=-np.inf, where=counted)
+    varies_G = largest_G > np.min(true_MG, axis=0, initial=np.inf, where=counted)
+    left_MG = _difference(true_MG, predicted_MG)
+    true_G, left_G = np.zeros(len(varies_G)), np.zeros(len(varies_G))
+    counted = counted[:, varies_G]  # a gene that is hidden nowhere has no variance
+    true_G[varies_G] = np.var(true_MG[:, varies_G], axis=0, dtype=np.float64, where=counted)
+    left_G[varies_G] = np.var(left_MG[:, varies_G], axis=0, where=counted)
+    return true_G, left_G
 
 
 def _correlations(true_MG: NDArray[Any], predicted_MG: NDArray[Any]) -> NDArray[np.float64]:

@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cellray.score.calibration import reliability
-from cellray.tasks.figures import COLOURS, MORE_COLOURS, READOUTS, canvas_of, distinct, svg_of
+from cellray.tasks.figures import canvas_of, distinct, svg_of
+from cellray.tasks.names import COLOURS, MORE_COLOURS, READOUTS
 from cellray.tasks.readouts import Found
 from cellray.tasks.splits import Split
 from cellray.tasks.task import Figure

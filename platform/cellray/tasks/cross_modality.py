@@ -18,8 +18,10 @@ from cellray.score.regression import (
     ridge_regression,
 )
 from cellray.tasks import figures
+from cellray.tasks.finetune import regress
 from cellray.tasks.methods import embedded
 from cellray.tasks.splits import make_splits
+from cellray.tasks.steps import Counts
 from cellray.tasks.task import NO_INTERVALS, Embeddings, Report, Spec
 
 SHOWN = ("pearson_features", "pearson_flat")
@@ -69,11 +71,19 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
             told["mean"] = mean_baseline(known, len(split.test))
             for method, predicted in told.items():
                 readout = "mean" if method == "mean" else "ridge"
-                rows += [
-                    (method, readout, metric, number, value)
-                    for metric, value in _scores(true, predicted).items()
-                ]
+                rows += _rows(method, readout, number, true, predicted)
                 features.setdefault(method, []).append(column_pearson(true, predicted))
+            if spec.fine_tune:
+                for method, learner in embeddings.learners.items():
+                    predicted = regress(
+                        learner,
+                        Counts(learner, embeddings.counts, embeddings.genes),
+                        values_NF,
+                        train=split.train,
+                        test=split.test,
+                        seed=spec.seed + number,
+                    )
+                    rows += _rows(method, "fine_tuned", number, true, predicted)
     scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
     table = pd.DataFrame({"feature": np.arange(values_NF.shape[1])}).astype(str)
     for method, of_splits in features.items():
@@ -90,6 +100,17 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
         figures=(figures.scores_figure(scores[scores["metric"].isin(SHOWN)], NO_INTERVALS),),
         notes=("Read the correlation by feature; the flat one is high by the features' means.",),
     )
+
+
+def _rows(
+    method: str,
+    readout: str,
+    split: int,
+    true: NDArray[np.float32],
+    predicted: NDArray[np.float64],
+) -> list[tuple[str, str, str, int, float]]:
+    values = _scores(true, predicted)
+    return [(method, readout, metric, split, value) for metric, value in values.items()]
 
 
 def _scores(true: NDArray[np.float32], predicted: NDArray[np.float64]) -> dict[str, float]:

@@ -4,9 +4,8 @@ Shape suffixes: C classes.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -17,76 +16,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
-from cellray.tasks.methods import METHODS
+from cellray.tasks.names import COLOURS, METHODS, METRICS, colours, readout_name
 from cellray.tasks.task import Figure, bounds_of
-
-COLOURS = {
-    "model": "#0f766e",
-    "champion": "#6d28d9",
-    "pca_all": "#b45309",
-    "pca": "#f59e0b",
-    "untrained": "#94a3b8",
-}
-MORE_COLOURS = ("#2563eb", "#be123c", "#4d7c0f", "#0891b2", "#a16207", "#7c2d12")
-READOUTS = {
-    "knn": "kNN (k = 5)",
-    "probe": "linear probe",
-    "fine_tuned": "fine-tuned",
-    "leiden": "Leiden",
-    "kmeans": "k-means",
-    "scib": "scIB",
-    "ridge": "ridge regression",
-    "majority": "no features",
-    "seen": "seen",
-    "unseen": "unseen",
-    "markers": "its markers",
-    "other_markers": "other classes' markers",
-    "centroid": "nearest mean",
-    "distance": "distance",
-    "votes": "disagreement",
-    "held_out_type": "held-out type",
-    "transfer": "aligned (MMD)",
-    "no_transfer": "not aligned",
-    "logistic": "logistic regression",
-    "mean": "mean",
-}
-METRICS = {
-    "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
-    "rare_f1": "rare classes' F1",
-    "ontology_macro_f1": "macro F1, kinds count",
-    "ontology_micro_f1": "micro F1, kinds count",
-    "ece": "calibration error",
-    "brier": "Brier score",
-    "ari": "ARI",
-    "nmi": "NMI",
-    "asw": "ASW",
-    "bio": "biology",
-    "clisi": "cLISI",
-    "ilisi": "iLISI",
-    "kbet": "kBET",
-    "bras": "BRAS",
-    "kmeans_nmi": "k-means NMI",
-    "kmeans_ari": "k-means ARI",
-    "silhouette_label": "silhouette",
-    "isolated_labels": "isolated labels",
-    "graph_connectivity": "graph connectivity",
-    "pcr_comparison": "PCR",
-    "pearson_features": "Pearson by feature",
-    "pearson_cells": "Pearson by cell",
-    "pearson_flat": "Pearson, flat",
-    "explained_variance": "explained variance",
-    "mse": "MSE",
-    "pearson_delta": "Pearson of change",
-    "pearson_top20": "Pearson, top 20 genes",
-    "discrimination": "discrimination",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "unknown_auroc": "AUROC of unknown cells",
-    "kept_accuracy": "accuracy of kept cells",
-    "rejected_known": "known cells rejected",
-    "rejected_unknown": "unknown cells rejected",
-}
 
 WRITTEN_CLASSES = 25
 """Up to so many classes, a confusion matrix has its numbers written in."""
@@ -110,12 +41,6 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": "#475569",
     "ytick.color": "#475569",
 }
-
-
-def colours(methods: Sequence[str]) -> dict[str, str]:
-    """Give each method its colour; what a task brings gets those that are left."""
-    more = iter(cycle(MORE_COLOURS))
-    return {name: COLOURS.get(name) or next(more) for name in methods}
 
 
 def scores_figure(scores: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
@@ -159,7 +84,7 @@ def scores_figure(scores: pd.DataFrame, intervals: pd.DataFrame) -> Figure:
             axes.spines["left"].set_visible(False)
         row[0].set_yticks(
             list(places.values()),
-            [f"{METHODS.get(m, m)}, {READOUTS.get(r, r)}" for r, m in places],
+            [f"{METHODS.get(m, m)}, {readout_name(r)}" for r, m in places],
         )
         row[0].set_ylim(max(places.values()) + 0.6, -0.6)
         svg = svg_of(canvas, "scores")

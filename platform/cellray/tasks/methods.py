@@ -9,28 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellray.score.embedding import pca_embedding
+from cellray.tasks.names import METHODS, PCA_DIM
 from cellray.tasks.task import Embeddings
-
-PCA_DIM = 50
-
-METHODS = {
-    "model": "model",
-    "champion": "champion",
-    "pca_all": f"PCA ({PCA_DIM}), all cells",
-    "pca": f"PCA ({PCA_DIM}), training cells",
-    "untrained": "untrained encoder",
-    "majority": "most common label",
-    "own_mean": "its own training cells",
-    "mean_effect": "mean effect",
-    "control": "no change",
-    "mean_difference": "mean difference",
-    "mean_expression": "mean expression",
-    "model_uniform": "model, uniform sampling",
-    "nearest_centroid": "mean of each type",
-    "genes": "shared genes",
-    "mean": "mean",
-}
-"""Methods in the order of tables, and their names for people. A task may bring more."""
 
 PCA_NOTE = (
     "PCA saw no label: its axes were fitted on all cells, and once more on each split's training "

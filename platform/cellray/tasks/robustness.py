@@ -16,8 +16,8 @@ from cellray.core.seeds import generator
 from cellray.learn.embed import embed_matrix
 from cellray.score.annotation import f1, knn
 from cellray.score.embedding import pca_embedding
-from cellray.tasks.figures import canvas_of, colours, svg_of
-from cellray.tasks.methods import METHODS, PCA_DIM
+from cellray.tasks.curves import Panel, curves_figure
+from cellray.tasks.names import PCA_DIM
 from cellray.tasks.splits import make_splits, usable_cells
 from cellray.tasks.task import Embeddings, Figure, Report, Spec, sample_cells
 
@@ -111,7 +111,7 @@ def robustness(embeddings: Embeddings, spec: Spec) -> Report:
             "counts: single entries (dropout), molecules (library) or whole genes (missing)."
         ),
         scores=scores,
-        figures=(curves_figure(scores),),
+        figures=(_figure(scores),),
         notes=(*notes, "The PCA's axes were fitted on each split's unchanged training cells."),
     )
 
@@ -134,30 +134,23 @@ def _with(counts: Counts, data: NDArray[Any]) -> Counts:
     return changed
 
 
-def curves_figure(scores: pd.DataFrame) -> Figure:
-    """Draw macro F1 against what was lost, a panel a change and a line a method."""
+def _figure(scores: pd.DataFrame) -> Figure:
     means = scores.groupby(["method", "readout"], sort=False)["value"].mean()
-    methods = list(dict.fromkeys(scores["method"]))
-    of_method = colours(methods)
     words = {"dropout": "entries lost", "library": "molecules lost", "missing": "genes lost"}
-    with canvas_of(8.4, 3.1) as canvas:
-        panels = canvas.subplots(1, len(LEVELS), sharey=True, squeeze=False)[0]
-        for axes, (kind, levels) in zip(panels, LEVELS.items(), strict=True):
-            lost = [0.0, *(1 - n if kind == "library" else n for n in levels)]
-            for method in methods:
-                values = [means[method, "unchanged"]]
-                values += [means[method, f"{kind}_{level:g}"] for level in levels]
-                label = METHODS.get(method, method)
-                axes.plot(lost, values, "o-", color=of_method[method], ms=4.5, label=label)
-            axes.set(xlabel=words[kind], ylim=(0, 1.02))
-            axes.grid(axis="y", color="#e2e8f0")
-        panels[0].set_ylabel("macro F1")
-        panels[0].legend(loc="lower left")
-        svg = svg_of(canvas, "robustness")
-    return Figure(
+    panels = []
+    for kind, levels in LEVELS.items():
+        lost = [
+            (1 - level if kind == "library" else level, f"{kind}_{level:g}") for level in levels
+        ]
+        lines = {
+            str(method): [(x, means[method, of]) for x, of in [(0.0, "unchanged"), *lost]]
+            for method in dict.fromkeys(scores["method"])
+        }
+        panels.append(Panel(words[kind], "share", lines))
+    return curves_figure(
+        panels,
+        metric="macro_f1",
         name="robustness",
         title="Macro F1 as counts are lost",
         caption="Means over splits; at the left end of each panel nothing is lost.",
-        alt="Lines of macro F1 by the share of what was lost; the score table holds the numbers.",
-        svg=svg,
     )

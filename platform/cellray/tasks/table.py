@@ -6,9 +6,15 @@ from cellray.core.errors import CellrayError, suggest
 from cellray.tasks.annotation import annotation
 from cellray.tasks.clustering import clustering
 from cellray.tasks.cross_modality import cross_modality
+from cellray.tasks.drug_response import drug_response
 from cellray.tasks.integration import integration
+from cellray.tasks.mapping import mapping
+from cellray.tasks.markers import markers
+from cellray.tasks.perturbation import perturbation
+from cellray.tasks.reconstruction import reconstruction
 from cellray.tasks.robustness import robustness
 from cellray.tasks.task import Task
+from cellray.tasks.transfer import transfer
 
 GROUP = "cellray.tasks"
 
@@ -17,6 +23,12 @@ TASKS: dict[str, Task] = {
     "clustering": Task(clustering, "Clustering"),
     "integration": Task(integration, "Batch integration", needs=("label", "batch")),
     "cross_modality": Task(cross_modality, "Another modality", needs=("matrix",)),
+    "transfer": Task(transfer, "Few labels"),
+    "reconstruction": Task(reconstruction, "Reconstruction", needs=()),
+    "perturbation": Task(perturbation, "Perturbation", needs=("label", "control")),
+    "markers": Task(markers, "Marker recovery"),
+    "mapping": Task(mapping, "Mapping to a reference", needs=("label", "reference")),
+    "drug_response": Task(drug_response, "Drug response", needs=("label", "reference")),
     "robustness": Task(robustness, "Robustness"),
 }
 
