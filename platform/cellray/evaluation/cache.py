@@ -27,6 +27,8 @@ def embed_once(
     learners: Mapping[str, Learner],
     atlas: Atlas,
     *,
+    key: str | None = None,
+    genes: NDArray[np.str_] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
@@ -38,6 +40,10 @@ def embed_once(
         By the digest of what they are: the same digest gives the same embeddings.
     atlas
         What to embed; a state of it that differs has another digest.
+    key
+        What of the atlas and of `genes` the embeddings depend on; None is the atlas's digest.
+    genes
+        As of `cellray.evaluation.embed.embed_learners`.
     workers, progress
         As of `cellray.evaluation.embed.embed_learners`.
 
@@ -46,16 +52,21 @@ def embed_once(
     dict
         Embeddings in stored order by the learners' digests, shape (N, D), float32, read-only.
     """
-    files = {key: FOLDER / f"{key[:DIGITS]}-{atlas.digest[:DIGITS]}.npy" for key in learners}
+    of = (key or atlas.digest)[:DIGITS]
+    files = {digest: FOLDER / f"{digest[:DIGITS]}-{of}.npy" for digest in learners}
     wanted = {
-        key: learner for key, learner in learners.items() if not _whole(files[key], learner, atlas)
+        digest: learner
+        for digest, learner in learners.items()
+        if not _whole(files[digest], learner, atlas)
     }
     if wanted:
-        found = embed_learners([*wanted.values()], atlas, workers=workers, progress=progress)
-        for key, z_ND in zip(wanted, found, strict=True):
-            with whole_file(files[key]) as path:
+        found = embed_learners(
+            [*wanted.values()], atlas, genes=genes, workers=workers, progress=progress
+        )
+        for digest, z_ND in zip(wanted, found, strict=True):
+            with whole_file(files[digest]) as path:
                 np.save(path, z_ND)
-    return {key: np.load(file, mmap_mode="r") for key, file in files.items()}
+    return {digest: np.load(file, mmap_mode="r") for digest, file in files.items()}
 
 
 def _whole(file: Path, learner: Learner, atlas: Atlas) -> bool:

@@ -106,6 +106,7 @@ def embed_learners(
     learners: Sequence[Learner],
     atlas: Atlas,
     *,
+    genes: NDArray[np.str_] | None = None,
     batch: int = 1024,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -118,6 +119,8 @@ def embed_learners(
         On the CPU; they may have different genes.
     atlas
         What to embed.
+    genes
+        Names of the atlas's genes, where they are not its own.
     batch, progress
         As for `embed`.
     workers
@@ -134,7 +137,8 @@ def embed_learners(
     CellrayError
         No gene in common, or embeddings that are not finite.
     """
-    columns = [gene_columns(learner.genes, atlas.genes) for learner in learners]
+    names = atlas.genes if genes is None else genes
+    columns = [gene_columns(learner.genes, names) for learner in learners]
     out = [np.empty((atlas.n_cells, learner.encoder.dim), np.float32) for learner in learners]
     done = 0
     with ray_session():

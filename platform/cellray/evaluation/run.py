@@ -1,31 +1,29 @@
 """Evaluation as one call: resolve, embed, score, write, log."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import ray
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from cellray.atlas.store import Atlas
-from cellray.core.types import Progress, Rows
-from cellray.evaluation.cache import embed_once
-from cellray.evaluation.export import check_folder, source_order
-from cellray.evaluation.facts import facts_of, params_of, reader_notes, weights_of
+from cellray.core.errors import CellrayError
+from cellray.core.types import Progress
+from cellray.evaluation.export import check_folder
+from cellray.evaluation.facts import facts_of, params_of, reader_notes
+from cellray.evaluation.gather import choose_cells, gather, name_genes
 from cellray.evaluation.leak import seen_cells
 from cellray.evaluation.report import render, report_files, write_files
 from cellray.evaluation.suite import Suite
 from cellray.feed.session import ray_session
-from cellray.learn.embed import gene_columns, matched_share
 from cellray.tasks.table import find_task
-from cellray.tasks.task import Embeddings, Report, Spec, sample_cells
-from cellray.track.models import Resolved, champion_of, log_evaluation, resolve
+from cellray.tasks.task import Embeddings, Report, Spec
+from cellray.track.models import Resolved, log_evaluation, resolve
 
 MAX_CELLS = 50_000
 """Cells that are scored at most: PCA and kNN hold them in memory."""
@@ -150,33 +148,26 @@ def evaluate_suite(
     entries = suite.specs(given)
     specs = [spec for _, spec in entries.values()]
     opened = Atlas.open(atlas)
-    obs = opened.obs(list(dict.fromkeys(name for spec in specs for name in spec.columns)))
-    matrices = list(dict.fromkeys(spec.matrix for spec in specs if spec.matrix is not None))
-    for key in matrices:
-        opened.require_matrix(key)
     resolved = resolve(model)
     folder = Path(
         out or f".cellray/reports/{resolved.name}-v{resolved.version}-{'-'.join(entries)}"
     )
     folder = folder.expanduser().absolute()
     check_folder(folder)
-    columns = gene_columns(resolved.learner.genes, opened.genes)
-    # In the order of the sources: the splits then do not depend on how the atlas was shuffled.
-    order = source_order(opened.obs(["cellray_source", "cellray_row"]))
-    cells = order[sample_cells(opened.n_cells, max_cells, specs[0].seed, "evaluation cells")]
-    embeddings = _embeddings(resolved, opened, obs, matrices, cells, progress)
-    share = matched_share(columns, len(resolved.learner.genes))
+    named = name_genes(opened, resolved.learner, _only(specs, "orthologs"))
+    cells = choose_cells(opened, max_cells, specs[0].seed)
+    given_to = gather(resolved, named, cells, specs, max_cells=max_cells, progress=progress)
     split_by = next((spec.split_by for spec in specs if spec.split_by is not None), None)
-    seen = seen_cells(resolved, opened, cells, embeddings.counts, split_by)
-    notes = reader_notes(seen, opened, share, scored=len(cells))
+    seen = seen_cells(resolved, opened, cells, given_to[None].counts, split_by)
+    notes = reader_notes(seen, opened, named.share, scored=len(cells)) + named.notes
     reports = {
         name: replace(
             report,
             common=notes,
-            facts=facts_of(resolved, opened, entries[name], share, seen),
+            facts=facts_of(resolved, opened, entries[name], named.share, seen),
             folder=folder if len(entries) == 1 else folder / name,
         )
-        for name, report in _run(entries, embeddings, progress).items()
+        for name, report in _run(entries, given_to, progress).items()
     }
     gates = suite.judge(reports)
     titles = {
@@ -190,53 +181,33 @@ def evaluate_suite(
     return Evaluation(reports, gates, folder)
 
 
-def _embeddings(
-    resolved: Resolved,
-    atlas: Atlas,
-    obs: pd.DataFrame,
-    matrices: list[str],
-    cells: NDArray[np.int64],
-    progress: Progress | None,
-) -> Embeddings:
-    """Embed the atlas, and take the cells that are scored."""
-    learners = {"model": resolved.learner, "untrained": resolved.learner.untrained()}
-    weights = weights_of(resolved)
-    digests = {"model": weights, "untrained": f"u{weights}"}
-    champion = champion_of(resolved)
-    if champion is not None:
-        learners["champion"] = champion.learner
-        digests["champion"] = weights_of(champion)
-    found = embed_once(
-        {digests[method]: learner for method, learner in learners.items()}, atlas, progress=progress
-    )
-    rows = atlas.read_cells(cells, matrices=matrices)
-    return Embeddings(
-        frozen={method: np.asarray(found[digests[method]][cells]) for method in learners},
-        counts=rows.to_scipy(),
-        obs=obs.iloc[cells].reset_index(drop=True),
-        genes=atlas.genes,
-        matrices={key: _dense(rows.matrices[key]) for key in matrices},
-        learners=learners,
-    )
-
-
-def _dense(values: NDArray[Any] | Rows) -> NDArray[np.float32]:
-    if isinstance(values, Rows):
-        values = values.to_scipy().toarray()
-    return np.ascontiguousarray(values, np.float32)
+def _only(specs: Sequence[Spec], name: str) -> Any:  # noqa: ANN401 - of any field
+    """Give what all specs that name it agree on."""
+    named = {getattr(spec, name) for spec in specs} - {None}
+    if len(named) > 1:
+        raise CellrayError(
+            f"the suite's tasks name {len(named)} different {name}: {', '.join(sorted(named))}",
+            "cells are embedded once: make a suite of each",
+        )
+    return next(iter(named), None)
 
 
 def _run(
-    entries: Mapping[str, tuple[str, Spec]], embeddings: Embeddings, progress: Progress | None
+    entries: Mapping[str, tuple[str, Spec]],
+    given_to: Mapping[str | None, Embeddings],
+    progress: Progress | None,
 ) -> dict[str, Report]:
     """Run the tasks: one here, several beside each other in Ray."""
     if len(entries) == 1:
         ((name, (task, spec)),) = entries.items()
-        return {name: _task(task, embeddings, spec)}
+        return {name: _task(task, given_to[spec.reference], spec)}
     with ray_session():
-        shared = ray.put(embeddings)
+        shared = {url: ray.put(embeddings) for url, embeddings in given_to.items()}
         remote: Any = ray.remote(num_cpus=1)(_task)
-        refs = {remote.remote(task, shared, spec): name for name, (task, spec) in entries.items()}
+        refs = {
+            remote.remote(task, shared[spec.reference], spec): name
+            for name, (task, spec) in entries.items()
+        }
         found, left = {}, [*refs]
         while left:
             (done,), left = ray.wait(left)

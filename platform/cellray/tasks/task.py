@@ -39,8 +39,8 @@ class Embeddings:
     learners
         The models themselves, on the CPU, by method: for tasks that train them or decode.
     reference
-        The cells of ``spec.reference``, of other number and order, with the same genes, methods
-        and columns; None where none is named.
+        The cells of ``spec.reference``, with genes of its own and the same methods; None where
+        none is named.
     """
 
     frozen: Mapping[str, NDArray[np.float32]]
