@@ -64,6 +64,8 @@ class Learner(nn.Module):
         The loss with its heads.
     batches
         Names of the batches of its covariate: the meaning of their codes.
+    gene_sets
+        The gene sets that its recipe names, by file.
     """
 
     encoder: Encoder
@@ -85,7 +87,7 @@ class Learner(nn.Module):
         self.batches = batches
         self.encoder = encoder
         self.objective = objective
-        self._sets = sets or {}
+        self.gene_sets = sets or {}
 
     @classmethod
     def of(
@@ -123,7 +125,7 @@ class Learner(nn.Module):
 
     def untrained(self) -> Self:
         """Give the learner that this one was before training."""
-        return self.of(self.recipe, self.genes, batches=self.batches, sets=self._sets)
+        return self.of(self.recipe, self.genes, batches=self.batches, sets=self.gene_sets)
 
     @cached_property
     def cell_bytes(self) -> int:
@@ -134,13 +136,15 @@ class Learner(nn.Module):
     @cached_property
     def views(self) -> tuple[View, ...]:
         """The recipe's views; a cell's view is what they make of it one after another."""
-        return build_views(self.recipe.views, Genes(self.genes, self._sets))
+        return build_views(self.recipe.views, Genes(self.genes, self.gene_sets))
 
     @cached_property
     def validation_views(self) -> tuple[View, ...]:
         """The views of the validation loss."""
         parts = self.recipe.validation_views
-        return self.views if parts is None else build_views(parts, Genes(self.genes, self._sets))
+        if parts is None:
+            return self.views
+        return build_views(parts, Genes(self.genes, self.gene_sets))
 
     def start_from(self, other: "Learner") -> Overlap:
         """Take over another learner's weights; its objective's only if it is the same objective.

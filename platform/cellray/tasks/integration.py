@@ -1,17 +1,23 @@
 """How well an embedding mixes batches and keeps cell types apart, by the metrics of scIB."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from cellray.core.errors import CellrayError
 from cellray.score.integration import integration as scib
 from cellray.tasks import figures
+from cellray.tasks.correction import adapted, harmonised, has_scvi, scvi_embedding
 from cellray.tasks.methods import embedded
 from cellray.tasks.splits import usable_cells
+from cellray.tasks.steps import Layers
 from cellray.tasks.task import NO_INTERVALS, Embeddings, Report, Spec, sample_cells
 
 TOTALS = ("total", "bio", "batch")
+FINE_TUNED: Mapping[str, Layers] = {"model_fine_tuned": "all", "model_shallow": "last"}
 MOST_CELLS = 20_000
 """Nearest neighbours are exact, and their cost grows with the square of the cells."""
 
@@ -21,7 +27,10 @@ def integration(embeddings: Embeddings, spec: Spec) -> Report:
 
     ``total`` is 0.4 times the mean of the batch metrics and 0.6 times that of the biological ones.
     Principal component regression compares an embedding's dependence on the batch with that of the
-    PCA of all cells.
+    PCA of all cells. Beside the embeddings as they are stand methods that are told the batches:
+    Harmony on that PCA and, with ``spec.fine_tune``, scVI and the model trained further by its own
+    objective with the batch as a covariate: all of it, or the encoder's last block ("shallow",
+    Richter et al. 2024).
 
     Parameters
     ----------
@@ -54,7 +63,7 @@ def integration(embeddings: Embeddings, spec: Spec) -> Report:
         )
     rows = []
     with threadpool_limits(1, user_api="blas"):
-        compared = embedded(data, seed=spec.seed)
+        compared = _compared(data, batch_N, spec)
         for method, z_ND in compared.items():
             before = compared["pca_all"] if method != "pca_all" else None
             found = scib(z_ND, batch_N, labels, seed=spec.seed, pca_ND=before)
@@ -72,7 +81,29 @@ def integration(embeddings: Embeddings, spec: Spec) -> Report:
         figures=(figures.scores_figure(scores[scores["metric"].isin(TOTALS)], NO_INTERVALS),),
         notes=(
             *notes,
+            "Harmony, scVI and the fine-tuned models were told the batches; the others were not.",
+            *_missing(spec),
             "An embedding in which everything is mixed has good batch metrics and no use: read "
             "both means.",
         ),
     )
+
+
+def _compared(
+    data: Embeddings, batch_N: NDArray[np.str_], spec: Spec
+) -> Mapping[str, NDArray[np.float32]]:
+    """Give the embeddings as they are, and those from which the batches were removed."""
+    found = dict(embedded(data, seed=spec.seed))
+    found["harmony"] = harmonised(found["pca_all"], batch_N, seed=spec.seed)
+    if spec.fine_tune:
+        for name, layers in FINE_TUNED.items():
+            found[name] = adapted(data, batch_N, str(spec.batch), layers=layers, seed=spec.seed)
+        if has_scvi():
+            found["scvi"] = scvi_embedding(data.counts, batch_N, seed=spec.seed)
+    return found
+
+
+def _missing(spec: Spec) -> list[str]:
+    if not spec.fine_tune:
+        return ["With --fine-tune, scVI and the model trained further stand beside these."]
+    return [] if has_scvi() else ["scVI is not installed: pip install 'cellray[scvi]'."]

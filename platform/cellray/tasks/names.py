@@ -18,6 +18,10 @@ METHODS = {
     "mean_difference": "mean difference",
     "mean_expression": "mean expression",
     "model_uniform": "model, uniform sampling",
+    "model_fine_tuned": "model, fine-tuned",
+    "model_shallow": "model, last layer tuned",
+    "harmony": "Harmony on PCA",
+    "scvi": "scVI",
     "nearest_centroid": "mean of each type",
     "genes": "shared genes",
 }

@@ -4,8 +4,8 @@ Shape suffixes: N cells, B cells of a batch, A genes of the data, G genes of the
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -46,6 +46,10 @@ class Schedule:
     lr: float = 9e-4
     weight_decay: float = 0.05
     layers: Layers = "all"
+
+    def of(self, layers: Layers) -> Self:
+        """Give the same schedule for other layers."""
+        return replace(self, layers=layers)
 
 
 class Counts:
