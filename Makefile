@@ -8,7 +8,7 @@ MAKE_VENV = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("c
   || { $(PYTHON) -m venv --clear --without-pip $(1) && $(PYTHON) -m pip --python $(1)/bin/python install pip; }; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test test-slow test-all bench-bladder bench-feed bench-first-layer bench-gpu bench-methods bench-readers bench-surface bench-sweep bench-train clean
+.PHONY: help install demo lint format test test-slow test-all bench-bladder bench-evaluate bench-feed bench-first-layer bench-gpu bench-methods bench-readers bench-surface bench-sweep bench-tasks bench-train clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,13 +29,13 @@ format: .venv/.installed  ## rewrite the files in the house's style
 	$(BIN)/ruff format
 
 # Two tests at a time: most wait for processes to start, or use one core. A file's tests stay
-# together, with the servers that they share. Faults are injected with nothing beside them.
+# together, with the servers that they share.
 test: lint .venv-s3/.installed  ## all that CI runs, but for the long matrices
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/.installed .venv-s3/.installed  ## the long matrices
 	$(BIN)/pytest -n 2 --dist loadgroup -m slow --ignore tests/integration
-	$(BIN)/pytest -m slow tests/integration
+	$(BIN)/pytest -n 2 --dist loadfile -m slow tests/integration
 
 test-all: test test-slow  ## both
 
@@ -58,6 +58,12 @@ bench-train: .venv/.installed  ## time training on one worker and two, checkpoin
 
 bench-sweep: .venv/.installed  ## time what a trial of a sweep costs beyond its training
 	$(BIN)/python tests/benchmarks/sweep.py $(ARGS)
+
+bench-evaluate: .venv/.installed  ## time embedding and evaluation, and their memory, as cells grow
+	$(BIN)/python tests/benchmarks/evaluate.py $(ARGS)
+
+bench-tasks: .venv/.installed  ## pre-train on small real data, and evaluate by every task
+	$(BIN)/python tests/benchmarks/tasks.py $(DATA) $(ARGS)
 
 bench-surface: .venv/.installed  ## record short runs over a grid, and search what is recorded
 	$(BIN)/python tests/benchmarks/surface.py $(DATA)/mouse_bladder_2100.h5ad

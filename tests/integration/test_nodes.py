@@ -62,14 +62,13 @@ def test_a_node_that_is_removed_costs_no_cell(cluster, launch, atlas):
     check_undisturbed(driver, run_id, recipe, atlas)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_an_elastic_run_shrinks_with_its_cluster(cluster, launch, atlas, strategy):
+def test_an_elastic_run_shrinks_with_its_cluster(cluster, launch, atlas):
     node = cluster.add_node(**NODE, resources={"seat": 1})
     cluster.add_node(**NODE, resources={"seat": 1})
     cluster.wait_for_nodes()
     driver, recipe = launch(
         "train.num_workers=[1, 2]",
-        f"train.strategy={strategy}",
+        "train.strategy=fsdp",
         "train.resources_per_worker={seat: 1}",
         "train.epochs=40",
     )
