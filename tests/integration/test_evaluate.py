@@ -16,6 +16,7 @@ from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.types import Span
 from cellray.evaluation import cache
+from cellray.evaluation import embed as embedding
 from cellray.evaluation.embed import embed, embed_atlas, embed_learners
 from cellray.evaluation.export import source_order
 from cellray.evaluation.run import evaluate, evaluate_suite
@@ -107,10 +108,14 @@ def test_embeddings_come_in_stored_order(z, model, atlas):
     np.testing.assert_allclose(z, expected, atol=1e-5)
 
 
-def test_embeddings_do_not_depend_on_the_number_of_workers(z, model, atlas):
+def test_embeddings_do_not_depend_on_the_number_of_workers(z, model, atlas, monkeypatch):
     learner = models.resolve(model).learner
     (two,) = embed_learners([learner], atlas, workers=2)
     np.testing.assert_array_equal(two, z)
+    monkeypatch.setattr(embedding, "SLAB", 1024)  # enough slabs for four, on two processors
+    monkeypatch.setattr(embedding, "CPUS", 0.25)
+    (four,) = embed_learners([learner], atlas, workers=4)
+    np.testing.assert_array_equal(four, z)
     (other_batch,) = embed_learners([learner], atlas, batch=100)
     np.testing.assert_allclose(other_batch, z, atol=1e-5)
 

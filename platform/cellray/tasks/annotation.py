@@ -18,9 +18,8 @@ from cellray.tasks.intervals import against_champion, f1_intervals
 from cellray.tasks.methods import PCA_NOTE
 from cellray.tasks.readouts import UNIFORM, Found, K, Told, predictions, read
 from cellray.tasks.splits import Split, make_splits, usable_cells
-from cellray.tasks.task import Embeddings, Figure, Report, Spec, sample_cells
+from cellray.tasks.task import Embeddings, Report, Spec
 
-UMAP_CELLS = 20_000
 RARE = 0.01
 """A class of less than this share of the cells is rare."""
 TRUE = "true class"
@@ -88,6 +87,9 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
     }
     if "champion" in data.frozen and len(intervals):
         tables["against_champion"] = against_champion(told, labels, splits, units, spec.seed)
+    coloured = {"umap_label": (str(spec.label), labels)}
+    if groups is not None:
+        coloured["umap_split"] = (str(spec.split_by), groups)
     return Report(
         task="annotation",
         protocol=_protocol(len(labels), len(order), len(splits), spec),
@@ -99,7 +101,7 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
             figures.classes_figure(classes),
             figures.confusion_figure(matrix),
             reliability_figure(calibration),
-            *_maps(data, labels, groups, spec),
+            *maps.column_maps(data.frozen["model"], coloured, seed=spec.seed),
         ),
         notes=tuple(notes),
     )
@@ -212,24 +214,3 @@ def _protocol(cells: int, classes: int, splits: int, spec: Spec) -> str:
         f"A {K}-nearest-neighbour classifier and a logistic regression were fitted on the frozen "
         "embeddings of the training cells and scored on the test cells."
     )
-
-
-def _maps(
-    data: Embeddings, labels: NDArray[np.str_], groups: NDArray[np.str_] | None, spec: Spec
-) -> Iterator[Figure]:
-    """Draw the model's embedding in the plane, coloured by label and by group."""
-    cells = sample_cells(len(labels), UMAP_CELLS, spec.seed, "umap")
-    places = maps.umap(data.frozen["model"][cells], seed=spec.seed)
-    order = _abundance(labels)[0]
-    yield maps.map_figure(
-        places, labels[cells], order, name="umap_label", column=str(spec.label), total=len(labels)
-    )
-    if groups is not None:
-        yield maps.map_figure(
-            places,
-            groups[cells],
-            _abundance(groups)[0],
-            name="umap_split",
-            column=str(spec.split_by),
-            total=len(labels),
-        )

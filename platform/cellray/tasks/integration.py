@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from cellray.core.errors import CellrayError
 from cellray.score.integration import integration as scib
-from cellray.tasks import figures
+from cellray.tasks import figures, maps
 from cellray.tasks.correction import adapted, harmonised, has_scvi, scvi_embedding
 from cellray.tasks.methods import embedded
 from cellray.tasks.splits import usable_cells
@@ -78,7 +78,17 @@ def integration(embeddings: Embeddings, spec: Spec) -> Report:
             "1, more is better; total = 0.4 batch + 0.6 bio."
         ),
         scores=scores,
-        figures=(figures.scores_figure(scores[scores["metric"].isin(TOTALS)], NO_INTERVALS),),
+        figures=(
+            figures.scores_figure(scores[scores["metric"].isin(TOTALS)], NO_INTERVALS),
+            *maps.column_maps(
+                data.frozen["model"],
+                {
+                    "umap_label": (str(spec.label), labels),
+                    "umap_batch": (str(spec.batch), batch_N),
+                },
+                seed=spec.seed,
+            ),
+        ),
         notes=(
             *notes,
             "Harmony, scVI and the fine-tuned models were told the batches; the others were not.",

@@ -4,6 +4,7 @@ Shape suffixes: N cells, D embedding.
 """
 
 import warnings
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,7 +12,9 @@ from matplotlib.colors import hsv_to_rgb, to_hex
 from numpy.typing import NDArray
 
 from cellray.tasks.figures import canvas_of, short, svg_of
-from cellray.tasks.task import Figure
+from cellray.tasks.task import Figure, sample_cells
+
+UMAP_CELLS = 20_000
 
 NAMED = 48
 """How many values a legend names at most."""
@@ -43,6 +46,28 @@ def umap(z_ND: NDArray[np.float32], *, seed: int) -> NDArray[np.float32]:
     layout = UMAP(n_neighbors=neighbours, init=start, random_state=seed, n_jobs=1)
     places: NDArray[np.float32] = layout.fit_transform(z_ND)
     return places
+
+
+def column_maps(
+    z_ND: NDArray[np.float32], columns: Mapping[str, tuple[str, NDArray[np.str_]]], *, seed: int
+) -> Iterator[Figure]:
+    """Lay cells out once, and draw them coloured by each of some columns.
+
+    Parameters
+    ----------
+    z_ND
+        Shape (N, D); of more than `UMAP_CELLS` a sample is drawn.
+    columns
+        By the figure's name: the column's, and its value of each cell, shape (N,).
+    seed
+        Of sample and layout.
+    """
+    cells = sample_cells(len(z_ND), UMAP_CELLS, seed, "umap")
+    places = umap(z_ND[cells], seed=seed)
+    for name, (column, values) in columns.items():
+        found, sizes = np.unique(values, return_counts=True)
+        order = found[np.argsort(-sizes, kind="stable")]
+        yield map_figure(places, values[cells], order, name=name, column=column, total=len(z_ND))
 
 
 def map_figure(
