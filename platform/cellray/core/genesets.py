@@ -1,25 +1,22 @@
 """Gene sets from files: read, and matched to the genes of an atlas and a model."""
 
 import csv
-import gzip
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cellray.core.errors import CellrayError
 from cellray.core.genes import GeneSets
+from cellray.core.texts import read_text, without_version
 
 LEAST_MATCH = 0.1
 """Of a file's genes, or of the atlas's: with fewer in common, they are named differently."""
 
 TARGETS_OF = "_TARGET_GENES"
 """How MSigDB's C3 TFT ends the names of sets that begin with a factor."""
-
-_ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6}G\d+)\.\d+")
 
 # In lower case, other signs than letters and digits as "_"; symbols before what may be an id.
 _FACTOR_COLUMNS = (
@@ -81,7 +78,7 @@ def read_gene_sets(path: str) -> dict[str, tuple[str, ...]]:
             f"gene sets of {path}: its name says no known format",
             "give a .gmt file, or a .tsv or .csv table of factors and targets, or one .gz of these",
         )
-    lines = _text(path).splitlines()
+    lines = read_text(path, "gene sets").splitlines()
     pairs = _gmt(path, lines) if name.endswith(".gmt") else _edges(path, lines)
     sets: dict[str, dict[str, None]] = {}
     for set_name, gene in pairs:
@@ -174,12 +171,12 @@ def _finder(names: Iterable[Sequence[str | None]]) -> Callable[[str], Sequence[i
     for of_kind in names:
         for place, name in enumerate(of_kind):
             if name:
-                bare = _without_version(name)
+                bare = without_version(name)
                 exact.setdefault(bare, {})[place] = None
                 upper.setdefault(bare.upper(), {})[place] = None
 
     def find(name: str) -> Sequence[int]:
-        bare = _without_version(name)
+        bare = without_version(name)
         return tuple(exact.get(bare) or upper.get(bare.upper()) or ())
 
     return find
@@ -188,30 +185,6 @@ def _finder(names: Iterable[Sequence[str | None]]) -> Callable[[str], Sequence[i
 def _factor(name: str, find: Callable[[str], Sequence[int]]) -> Sequence[int]:
     bare = name.removesuffix(TARGETS_OF)
     return find(bare) or find(bare.replace("_", "-"))
-
-
-def _without_version(name: str) -> str:
-    return _ENSEMBL.sub(r"\1", name)
-
-
-def _text(path: str) -> str:
-    # Proxies of the environment, which aiohttp leaves alone unless it is told.
-    options = {"client_kwargs": {"trust_env": True}} if path.startswith("http") else {}
-    try:
-        with fsspec.open(path, "rb", **options) as file:
-            raw: bytes = file.read()
-        if raw.startswith(b"\x1f\x8b"):
-            raw = gzip.decompress(raw)
-        return raw.decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise CellrayError(
-            f"no gene sets at {path}", "check the path; none are downloaded by themselves"
-        ) from error
-    except Exception as error:  # every protocol of fsspec has errors of its own
-        raise CellrayError(
-            f"gene sets of {path} cannot be read: {type(error).__name__}: {error}",
-            "check the file, the URL and your rights to it",
-        ) from error
 
 
 def _gmt(path: str, lines: Iterable[str]) -> Iterable[tuple[str, str]]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-import fsspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cellray.core.errors import CellrayError
+from cellray.core.texts import read_text
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Ontology:
                 f"ontology {path}: its name says no known format",
                 "give an .obo file, or a .tsv table with the columns child and parent",
             )
-        lines = _text(path).splitlines()
+        lines = read_text(path, "ontology").splitlines()
         ids, pairs = _obo(path, lines) if name.endswith(".obo") else _table(path, lines)
         if not ids:
             raise CellrayError(f"{path} holds no terms", "see whether it is the right file")
@@ -168,19 +168,3 @@ def _ancestors(path: str, pairs: Iterable[tuple[str, str]]) -> dict[str, frozens
         own = parents.get(term, set())
         above[term] = frozenset(own).union(*(above[parent] for parent in own))
     return above
-
-
-def _text(path: str) -> str:
-    try:
-        with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer") as file:
-            text: str = file.read()
-    except FileNotFoundError as error:
-        raise CellrayError(
-            f"no ontology at {path}", "check the path; none is downloaded by itself"
-        ) from error
-    except Exception as error:  # every protocol of fsspec has errors of its own
-        raise CellrayError(
-            f"ontology {path} cannot be read: {type(error).__name__}: {error}",
-            "check the file, the URL and your rights to it",
-        ) from error
-    return text

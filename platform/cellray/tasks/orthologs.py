@@ -4,22 +4,19 @@ Shape suffixes: A genes of the atlas.
 """
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Sequence
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cellray.core.errors import CellrayError
+from cellray.core.texts import read_text, without_version
 
 LEAST_MATCH = 0.1
 """Of either species' genes that the table must name."""
 
 NO_ORTHOLOG = " (no one-to-one ortholog)"
-
-_ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6}G\d+)\.\d+$")
 
 Names = Sequence[str] | NDArray[np.str_]
 
@@ -58,8 +55,10 @@ def ortholog_names(path: str, genes: Names, model_genes: Names) -> tuple[NDArray
         it; or one column that holds both.
     """
     header, rows = _table(path)
-    ours, theirs = ([_bare(name) for name in of] for of in (genes, model_genes))
-    columns = [{_bare(row[place]) for row in rows} - {""} for place in range(len(header))]
+    ours, theirs = ([without_version(name.strip()) for name in of] for of in (genes, model_genes))
+    columns = [
+        {row[place] for row in rows} - {""} for place in range(len(header))
+    ]
     of_atlas, of_model = _shares(columns, ours), _shares(columns, theirs)
     source, target = int(np.argmax(of_atlas)), int(np.argmax(of_model))
     if min(of_atlas[source], of_model[target]) < LEAST_MATCH:
@@ -74,7 +73,9 @@ def ortholog_names(path: str, genes: Names, model_genes: Names) -> tuple[NDArray
             f"{path} has the atlas's and the model's genes in one column, '{header[source]}'",
             "leave the table out if both are of one species, or give one of the right two",
         )
-    pairs = {(_bare(row[source]), _bare(row[target])) for row in rows}
+    pairs = {
+        (row[source], row[target]) for row in rows
+    }
     pairs = {(a, b) for a, b in pairs if a and b}
     left, right = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
     single = {a: b for a, b in pairs if left[a] == right[b] == 1}
@@ -96,8 +97,8 @@ def ortholog_names(path: str, genes: Names, model_genes: Names) -> tuple[NDArray
 
 
 def _table(path: str) -> tuple[list[str], list[list[str]]]:
-    """Read the header and the rows."""
-    lines = [line for line in _text(path).splitlines() if line.strip()]
+    """Read the header and the rows, names without their versions."""
+    lines = [line for line in read_text(path, "orthologs").splitlines() if line.strip()]
     delimiter = "\t" if lines and "\t" in lines[0] else ","
     header, *rows = list(csv.reader(lines, delimiter=delimiter)) or [[]]
     if len(header) < 2:
@@ -111,7 +112,7 @@ def _table(path: str) -> tuple[list[str], list[list[str]]]:
                 f"{path}: row {number} has {len(row)} columns, the header has {len(header)}",
                 "mend the table",
             )
-    return header, rows
+    return header, [[without_version(name.strip()) for name in row] for row in rows]
 
 
 def _shares(columns: Sequence[set[str]], genes: Sequence[str]) -> list[float]:
@@ -119,28 +120,5 @@ def _shares(columns: Sequence[set[str]], genes: Sequence[str]) -> list[float]:
     return [sum(gene in column for gene in genes) / max(len(genes), 1) for column in columns]
 
 
-def _bare(name: str) -> str:
-    """Leave out an Ensembl id's version."""
-    return _ENSEMBL.sub(r"\1", name.strip())
-
-
 def _example(genes: Names) -> str:
     return str(genes[0]) if len(genes) else ""
-
-
-def _text(path: str) -> str:
-    # Proxies of the environment, which aiohttp leaves alone unless it is told.
-    options = {"client_kwargs": {"trust_env": True}} if path.startswith("http") else {}
-    try:
-        with fsspec.open(path, "rt", encoding="utf-8-sig", compression="infer", **options) as file:
-            text: str = file.read()
-    except FileNotFoundError as error:
-        raise CellrayError(
-            f"no table of orthologs at {path}", "check the path; none is downloaded by itself"
-        ) from error
-    except Exception as error:  # every protocol of fsspec has errors of its own
-        raise CellrayError(
-            f"orthologs of {path} cannot be read: {type(error).__name__}: {error}",
-            "check the file, the URL and your rights to it",
-        ) from error
-    return text

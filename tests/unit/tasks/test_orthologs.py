@@ -122,7 +122,7 @@ def test_what_is_no_table_is_refused(tmp_path, text, message):
 
 
 def test_a_table_that_cannot_be_read_is_refused(tmp_path):
-    with pytest.raises(CellrayError, match="no table of orthologs at"):
+    with pytest.raises(CellrayError, match="no orthologs at"):
         ortholog_names(str(tmp_path / "none.tsv"), HUMAN, MOUSE)
     (tmp_path / "t.tsv").write_bytes(b"\xff\xfe\x80")
     with pytest.raises(CellrayError, match="cannot be read: UnicodeDecodeError"):
