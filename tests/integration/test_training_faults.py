@@ -102,7 +102,7 @@ def test_a_run_is_resumed_with_other_workers(launch, atlas, tmp_path):
 
 @pytest.mark.slow
 def test_what_cannot_be_resumed_is_refused_in_a_line(launch, atlas, tmp_path):
-    driver, _ = launch("train.epochs=200")
+    driver, _ = launch("train.epochs=2000")
     run_id = driver.until_step(5)
     for words, said in [
         (["0" * 32], "no run 00000000000000000000000000000000 in this tracking store"),
