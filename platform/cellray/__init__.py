@@ -18,6 +18,7 @@ _VERBS = {
     "embed": "cellray.evaluation.embed",
     "evaluate": "cellray.evaluation.run",
     "ingest": "cellray.atlas.write",
+    "leaderboard": "cellray.evaluation.leaderboard",
     "pretrain": "cellray.train.run",
     "resolve": "cellray.track.models",
     "resume": "cellray.train.run",

@@ -175,50 +175,6 @@ def _scores(metrics: Mapping[str, float]) -> str:
     return table(["method", "readout", *(name.replace("_", " ") for name in columns)], laid)
 
 
-def models_text(models: Sequence[Mapping[str, Any]]) -> str:
-    """List registered models."""
-    if not models:
-        return "no registered models; make one with 'cellray pretrain'"
-    rows = [
-        [
-            one["name"],
-            one["versions"],
-            "-" if one["latest"] is None else one["latest"],
-            ", ".join(f"@{alias} = {version}" for alias, version in one["aliases"].items()),
-            one["updated"],
-        ]
-        for one in models
-    ]
-    return table(["name", "versions", "latest", "aliases", "updated"], rows)
-
-
-def model_text(document: Mapping[str, Any]) -> str:
-    """Show a registered model's versions, each with its tags and metrics."""
-    blocks = []
-    for one in document["versions"]:
-        aliases = "".join(f" @{alias}" for alias in one["aliases"])
-        head = {"created": one["created"], "run": one["run_id"]} | one["tags"]
-        scores = {name: f"{value:.6g}" for name, value in sorted(one["metrics"].items())}
-        blocks.append(f"{one['uri']}{aliases}\n" + indent(facts(head | scores)))
-    return "\n\n".join(blocks) or f"{document['name']} has no versions"
-
-
-def promoted_text(done: Mapping[str, Any]) -> str:
-    """Say which version an alias names now, and by what it is better."""
-    from cellray.track.promotion import apart, setting
-
-    alias = f"models:/{done['name']}@{done['alias']}"
-    if done["old"] == done["new"]:
-        return f"{alias} is version {done['new']} already; nothing changed"
-    was = f"no {done['alias']} yet" if done["old"] is None else f"was {done['old']}"
-    lines = [f"{alias} is version {done['new']} ({was})"]
-    for one in done["compared"]:
-        new, old = apart(one["new"], one["old"])
-        where = setting(one["task"], one["url"], one["params"])
-        lines.append(f"{done['metric']} is {new}, was {old}, in {where}")
-    return "\n".join(lines)
-
-
 def demo_text(done: Mapping[str, Any]) -> str:
     """Say how the demo went, and where to look."""
     words = {"model": "masked model", "pca_all": "PCA", "untrained": "untrained encoder"}

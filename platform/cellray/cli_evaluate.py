@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cellray import answers
+from cellray import answers, answers_models
 from cellray.cli_verbs import AtlasUrl, Json, ModelUri, examples
 from cellray.console import console
 from cellray.core.errors import CellrayError
@@ -24,6 +24,21 @@ ASKED = (
 
 evaluating = typer.Typer()
 
+Label = Annotated[
+    str | None, typer.Option(help="obs column to predict or to judge by, such as cell_type.")
+]
+SplitBy = Annotated[
+    str | None, typer.Option(help="obs column whose values are held out whole: a donor.")
+]
+Batches = Annotated[str | None, typer.Option(help="obs column of the batches that should mix.")]
+MaxCells = Annotated[int, typer.Option(min=1, help="Score a random sample of so many cells.")]
+SuiteFile = Annotated[
+    str,
+    typer.Option(
+        "--suite", metavar="FILE", help="File of tasks and gates; 'standard' comes with cellray."
+    ),
+]
+
 
 @evaluating.command(
     epilog=examples(
@@ -37,19 +52,13 @@ def evaluate(
     model: ModelUri,
     atlas: AtlasUrl,
     *,
-    label: Annotated[
-        str | None, typer.Option(help="obs column to predict or to judge by, such as cell_type.")
-    ] = None,
+    label: Label = None,
     task: Annotated[str | None, typer.Option(help="What to score: annotation by default.")] = None,
     suite: Annotated[
         Path | None, typer.Option(help="File of tasks and gates, in place of --task.")
     ] = None,
-    split_by: Annotated[
-        str | None, typer.Option(help="obs column whose values are held out whole: a donor.")
-    ] = None,
-    batch: Annotated[
-        str | None, typer.Option(help="obs column of the batches that should mix.")
-    ] = None,
+    split_by: SplitBy = None,
+    batch: Batches = None,
     matrix: Annotated[
         str | None, typer.Option(help="Matrix to predict, such as obsm/protein.")
     ] = None,
@@ -74,9 +83,7 @@ def evaluate(
     ] = None,
     splits: Annotated[int | None, typer.Option("--seeds", min=1, help="Number of splits.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the splits.")] = None,
-    max_cells: Annotated[
-        int, typer.Option(min=1, help="Score a random sample of so many cells.")
-    ] = MAX_CELLS,
+    max_cells: MaxCells = MAX_CELLS,
     gate: Annotated[
         bool, typer.Option("--gate", help="End with status 3 where a gate of the suite fails.")
     ] = False,
@@ -114,6 +121,117 @@ def evaluate(
             to.answer(found.document(), answers.suite_text(found.document()))
         if gate and not found.passed:
             raise typer.Exit(FAILED_GATE)
+
+
+@evaluating.command(
+    epilog=examples(
+        "cellray leaderboard --suite standard --atlas plates.zarr --label cell_line",
+        "cellray leaderboard plates pbmc --suite suite.yaml --atlas s3://b/pbmc --out board",
+        "cellray leaderboard plates --suite standard --atlas plates.zarr --label cell_line "
+        "--metric annotation/model/probe/macro_f1",
+    )
+)
+def leaderboard(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Registered models; all of them by default."),
+    ] = None,
+    *,
+    suite: SuiteFile,
+    atlas: AtlasUrl,
+    label: Label = None,
+    split_by: SplitBy = None,
+    batch: Batches = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ENTRY/model/READOUT/METRIC",
+            help="Score to show, those of the suite's gates by default; ranked by the first.",
+        ),
+    ] = None,
+    max_cells: MaxCells = MAX_CELLS,
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the page; .cellray/leaderboard by default.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Rank registered versions by a suite, beside what they cost.
+
+    Evaluations that MLflow holds are taken; what is missing is evaluated. The table goes to a
+    folder too, as JSON and as one HTML page with scores against cost.
+    """
+    given = {"label": label, "split_by": split_by, "batch": batch}
+    with console(as_json=json) as to:
+        from cellray.evaluation.leaderboard import leaderboard as run
+        from cellray.evaluation.suite import Suite
+
+        board = run(
+            names or (),
+            atlas=atlas,
+            suite=Suite.load(suite),
+            given={name: value for name, value in given.items() if value is not None},
+            metrics=metric or (),
+            max_cells=max_cells,
+            out=out,
+            progress=to.progress,
+            tell=to.say,
+        )
+        to.answer(board.document(), answers_models.board_text(board))
+
+
+@evaluating.command(
+    epilog=examples(
+        "cellray watch plates --suite standard --atlas plates.zarr --label cell_line",
+        "cellray watch plates --suite standard --atlas s3://b/plates --label cell_line --promote",
+        "cellray watch plates --suite suite.yaml --atlas plates.zarr --once --json",
+    )
+)
+def watch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")],
+    *,
+    suite: SuiteFile,
+    atlas: AtlasUrl,
+    label: Label = None,
+    split_by: SplitBy = None,
+    batch: Batches = None,
+    max_cells: MaxCells = MAX_CELLS,
+    every: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Time between two looks.")
+    ] = 60,
+    once: Annotated[bool, typer.Option("--once", help="End after the first look.")] = False,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Make a version that passes all gates the champion.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Evaluate every new version of a registered model.
+
+    Versions that the suite has not seen on this atlas are evaluated, oldest first: as a job where
+    RAY_ADDRESS names a cluster, else in a process of their own. Ctrl-C ends it.
+    """
+    given = {"label": label, "split_by": split_by, "batch": batch}
+    with console(as_json=json) as to:
+        from cellray.evaluation.suite import Suite
+        from cellray.evaluation.watch import watch as run
+
+        if json and not once:
+            raise CellrayError("--json is for an answer, and watching has no end", "add --once")
+        events = []
+        for event in run(
+            name,
+            atlas=atlas,
+            suite=Suite.load(suite),
+            file=suite,
+            given={word: value for word, value in given.items() if value is not None},
+            max_cells=max_cells,
+            every=every,
+            once=once,
+            promoting=promote,
+            tell=to.note,
+        ):
+            to.note(event.line)
+            events.append(event)
+        to.answer({"name": name, "events": events}, answers_models.watched_text(name, events))
 
 
 @evaluating.command(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cellray import answers
+from cellray import answers_models
 from cellray.cli_verbs import Json, examples
 from cellray.console import console
 
@@ -18,7 +18,7 @@ def list_models(*, json: Json = False) -> None:
         from cellray.track import catalogue
 
         found = catalogue.list_models()
-        to.answer(found, answers.models_text(found))
+        to.answer(found, answers_models.models_text(found))
 
 
 @models.command("show", epilog=examples("cellray models show plates"))
@@ -32,7 +32,7 @@ def show_model(
         from cellray.track import catalogue
 
         found = catalogue.show_model(name)
-        to.answer(found, answers.model_text(found))
+        to.answer(found, answers_models.model_text(found))
 
 
 @models.command(
@@ -40,6 +40,7 @@ def show_model(
     epilog=examples(
         "cellray models promote plates --from 3",
         "cellray models promote plates --from challenger --if-better model/knn/macro_f1",
+        "cellray models promote plates --from 3 --suite standard",
     ),
 )
 def promote_model(
@@ -57,15 +58,32 @@ def promote_model(
             help="Only if it is better by this metric, wherever both versions were evaluated.",
         ),
     ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Only if its evaluations pass the gates of this suite, wherever it was evaluated.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Point an alias, such as champion, at a version.
 
     With --if-better the two versions are compared as 'cellray evaluate' scored them: on the same
     atlas, with the same labels, splits and seeds. What is not better is refused with both numbers.
+    With --suite the evaluations that MLflow holds of the version have to pass the suite's gates.
     """
     with console(as_json=json) as outside:
-        from cellray.track.promotion import promote
+        if suite is None:
+            from cellray.track.promotion import promote
 
-        done = promote(name, source=source, to=to, if_better=if_better)
-        outside.answer(done, answers.promoted_text(done))
+            done = promote(name, source=source, to=to, if_better=if_better)
+        else:
+            from cellray.evaluation.gates import promote_gated
+            from cellray.evaluation.suite import Suite
+
+            asked = Suite.load(suite)
+            done = promote_gated(
+                name, source=source, suite=asked, file=suite, to=to, if_better=if_better
+            )
+        outside.answer(done, answers_models.promoted_text(done))

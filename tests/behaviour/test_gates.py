@@ -81,9 +81,7 @@ def test_masked_pretraining_beats_the_untrained_encoder(trained, knn_f1):
     ],
 )
 def test_what_is_meant_beats_the_defect(trained, knn_f1, better, worse):
-    assert_better(
-        *([knn_f1(trained(name, seed)) for seed in SEEDS] for name in (better, worse))
-    )
+    assert_better(*([knn_f1(trained(name, seed)) for seed in SEEDS] for name in (better, worse)))
 
 
 def test_a_linear_output_predicts_what_a_sigmoid_cannot(trained, knn_f1, bladder):

@@ -7,8 +7,8 @@ from typing import Any
 from cellray.atlas.store import Atlas
 from cellray.evaluation.leak import Seen
 from cellray.tasks.task import Spec
+from cellray.track.evaluations import options
 from cellray.track.models import Resolved
-from cellray.track.promotion import options
 
 
 def weights_of(resolved: Resolved) -> str:
@@ -17,10 +17,10 @@ def weights_of(resolved: Resolved) -> str:
     return digest
 
 
-def params_of(spec: Spec) -> dict[str, str]:
+def params_of(spec: Spec, max_cells: int) -> dict[str, str]:
     """Give what makes two evaluations by a task comparable, as text."""
     asked = spec.model_dump(exclude_defaults=True) | {"splits": spec.splits, "seed": spec.seed}
-    return {name: str(value) for name, value in asked.items()}
+    return {name: str(value) for name, value in asked.items()} | {"max_cells": str(max_cells)}
 
 
 def reader_notes(seen: Seen, atlas: Atlas, share: float, *, scored: int) -> tuple[str, ...]:

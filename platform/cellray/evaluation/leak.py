@@ -21,6 +21,9 @@ from cellray.track.models import Resolved
 MOST_CELLS = 2_000_000
 """Pre-training atlases of more cells are not read for the comparison."""
 SPAN = 8192
+LEAST_GENES = 10
+"""Shared genes that a cell must express to be compared by its counts."""
+
 NAMED = 5
 
 
@@ -97,7 +100,10 @@ def seen_cells(
         seen = _by_content(trained_on, sides == TRAIN, atlas.genes, counts)
         where = f"another atlas ({url})"
     groups = _groups(trained_on, atlas, cells, split_by)
-    return Seen(seen, groups, _note(seen, groups, where, split_by))
+    note = _note(seen, groups, where, split_by)
+    if (parent := resolved.learner.recipe.init.model) is not None:
+        note += f" It began as {parent}; what that one had seen is not known here."
+    return Seen(seen, groups, note)
 
 
 def _note(
@@ -142,9 +148,14 @@ def _by_content(
         span = Span(start, min(start + SPAN, trained_on.n_cells))
         hashes = cell_hashes(trained_on.read(span).to_scipy(), words)
         known.append(hashes[trained_N[span.start : span.stop]])
-    hashes = cell_hashes(counts, gene_words(genes, shared))
-    empty = cell_hashes(csr_matrix((1, len(genes))), gene_words(genes, shared))
-    found: NDArray[np.bool_] = np.isin(hashes, np.concatenate(known)) & (hashes != empty)
+    here = gene_words(genes, shared)
+    hashes = cell_hashes(counts, here)
+    # Cells of which little is shared may well be alike without being the same.
+    nonzero = csr_matrix(
+        ((counts.data != 0) & (here[counts.indices] != 0), counts.indices, counts.indptr)
+    )
+    told = np.asarray(nonzero.sum(axis=1)).ravel() >= LEAST_GENES
+    found: NDArray[np.bool_] = np.isin(hashes, np.concatenate(known)) & told
     return found
 
 

@@ -1,19 +1,16 @@
 """The report as files: one HTML page that holds all it shows, and the same numbers for machines."""
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined, Template
 
 import cellray
 from cellray.evaluation.export import whole_file
+from cellray.evaluation.pages import template
 from cellray.tasks.names import METHODS, METRICS, readout_name
 from cellray.tasks.task import Report, bounds_of, plain_rows
 from cellray.track.promotion import lower_is_better
@@ -61,7 +58,7 @@ def render(reports: Mapping[str, Report], gates: pd.DataFrame | None = None) -> 
         none.
     """
     first = next(iter(reports.values()))
-    return _template().render(
+    return template("report.html.j2").render(
         facts=first.facts,
         notes=list(dict.fromkeys(note for one in reports.values() for note in one.common)),
         parts=[_part(title, report) for title, report in reports.items()],
@@ -69,14 +66,6 @@ def render(reports: Mapping[str, Report], gates: pd.DataFrame | None = None) -> 
         listed=_listed(first.facts),
         version=cellray.__version__,
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["base64"] = lambda text: base64.b64encode(text.encode()).decode()
-    source = files("cellray.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source)
 
 
 def _part(title: str, report: Report) -> dict[str, Any]:

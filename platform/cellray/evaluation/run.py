@@ -148,6 +148,8 @@ def evaluate_suite(
     entries = suite.specs(given)
     specs = [spec for _, spec in entries.values()]
     opened = Atlas.open(atlas)
+    for name in (name for spec in specs for name in spec.columns):
+        opened.require_column(name)
     resolved = resolve(model)
     folder = Path(
         out or f".cellray/reports/{resolved.name}-v{resolved.version}-{'-'.join(entries)}"
@@ -169,14 +171,18 @@ def evaluate_suite(
         )
         for name, report in _run(entries, given_to, progress).items()
     }
-    gates = suite.judge(reports)
+    gates = suite.judge(
+        {name: report.metrics for name, report in reports.items()},
+        champion="champion" in given_to[None].frozen,
+    )
     titles = {
         find_task(task).title + ("" if name == task else f" ({name})"): reports[name]
         for name, (task, _) in entries.items()
     }
     write_files({"report.html": render(titles, gates)}, folder)
     for name, report in reports.items():
-        run_id = _log(resolved, opened, report, entries[name][1], max_cells)
+        own = None if gates is None else gates[gates["metric"].str.startswith(f"{name}/")]
+        run_id = _log(resolved, opened, report, entries[name][1], max_cells, own)
         reports[name] = replace(report, run_id=run_id)
     return Evaluation(reports, gates, folder)
 
@@ -231,9 +237,14 @@ def _log(
     report: Report,
     spec: Spec,
     max_cells: int,
+    gates: pd.DataFrame | None,
 ) -> str:
-    """Write a task's files, and log them with its metrics."""
+    """Write a task's files, and log them with its metrics and with what its gates say."""
     texts = report_files(report)
+    tags = {"seen_in_pretraining": str(report.facts["seen_in_pretraining"])}
+    if gates is not None and len(gates):
+        texts["gates.csv"] = gates.to_csv(index=False)
+        tags["gates"] = "passed" if gates["passed"].all() else "failed"
     assert report.folder is not None
     write_files(texts, report.folder)
     with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
@@ -247,6 +258,7 @@ def _log(
             dataset_digest=atlas.digest,
             dataset_url=atlas.url,
             artifacts=scratch,
-            params=params_of(spec) | {"max_cells": str(max_cells)},
+            params=params_of(spec, max_cells),
+            tags=tags,
             task=report.task,
         )

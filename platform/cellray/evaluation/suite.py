@@ -1,6 +1,7 @@
 """A suite: which tasks a model is scored by, and what it must reach."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from cellray.core.recipe import dotted_keys
 from cellray.core.sections import Section
 from cellray.core.settings import read_yaml
 from cellray.tasks.table import find_task
-from cellray.tasks.task import Report, Spec
+from cellray.tasks.task import Spec
 
 
 class Entry(Spec):
@@ -62,12 +63,27 @@ class Suite(Section):
     def load(cls, file: str | Path) -> Self:
         """Read a suite file.
 
+        Parameters
+        ----------
+        file
+            Its path, or the bare name of a suite that comes with cellray: ``standard``.
+
         Raises
         ------
         CellrayError
             No such file, no YAML, or keys and values that cannot be.
         """
-        return cls.of(read_yaml(file))
+        path = Path(file)
+        if path.suffix or path.exists() or path.name != str(file):
+            return cls.of(read_yaml(path))
+        with as_file(files("cellray.evaluation").joinpath("suites")) as folder:
+            shipped = {found.stem: found for found in folder.glob("*.yaml")}
+            if path.name not in shipped:
+                raise CellrayError(
+                    f"no file {path}, and no suite of this name comes with cellray",
+                    suggest(path.name, shipped),
+                )
+            return cls.of(read_yaml(shipped[path.name]))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -122,8 +138,30 @@ class Suite(Section):
             found[name] = (task, spec)
         return found
 
-    def judge(self, reports: Mapping[str, Report]) -> pd.DataFrame | None:
-        """Compare the reports with the gates.
+    def only(self, names: Collection[str]) -> Self:
+        """Give the suite of some of its entries, with their gates."""
+        return self.model_copy(
+            update={
+                "tasks": {name: entry for name, entry in self.tasks.items() if name in names},
+                "gates": {
+                    gate: bounds
+                    for gate, bounds in self.gates.items()
+                    if gate.split("/")[0] in names
+                },
+            }
+        )
+
+    def judge(
+        self, metrics: Mapping[str, Mapping[str, float]], *, champion: bool = True
+    ) -> pd.DataFrame | None:
+        """Compare what the tasks gave with the gates.
+
+        Parameters
+        ----------
+        metrics
+            Values by ``METHOD/READOUT/METRIC``, for each entry.
+        champion
+            Whether another version is the champion: where none is, nothing has to be above it.
 
         Returns
         -------
@@ -139,8 +177,8 @@ class Suite(Section):
             return None
         known = {
             f"{name}/{metric}": value
-            for name, report in reports.items()
-            for metric, value in report.metrics.items()
+            for name, found in metrics.items()
+            for metric, value in found.items()
         }
         rows = []
         for metric, gate in self.gates.items():
@@ -150,7 +188,9 @@ class Suite(Section):
                 bounds.append((f"at least {gate.min:g}", value >= gate.min))
             if gate.max is not None:
                 bounds.append((f"at most {gate.max:g}", value <= gate.max))
-            if gate.over is not None:
+            if gate.over == "champion" and not champion:
+                bounds.append(("above champion (no other version is)", True))
+            elif gate.over is not None:
                 entry, _, *rest = metric.split("/")
                 other = _known(known, "/".join([entry, gate.over, *rest]))
                 margin = f" by {gate.by:g}" if gate.by else ""

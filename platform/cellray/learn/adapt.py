@@ -233,6 +233,9 @@ def _plain(name: str) -> str:
 
 def _copy(mine: Tensor, its: Tensor, axes: Sequence[tuple[int, Tensor, Tensor]]) -> None:
     """Write the rows or columns that both have; the others stay as they are."""
+    if not mine.ndim:  # a counter
+        mine.copy_(its)
+        return
     to: list[Any] = [torch.arange(n) for n in mine.shape]
     of: list[Any] = [torch.arange(n) for n in its.shape]
     for axis, known, theirs in axes:

@@ -6,6 +6,7 @@ the test cells come from several donors these are the units and each takes all i
 Shape suffixes: M test cells, U units, P distinct combinations of labels, C classes, R draws.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ def f1_draws(
     *,
     draws: int,
     seed: int,
+    of: int | None = None,
 ) -> NDArray[np.float64]:
     """Compute macro and micro F1 of resampled test cells.
 
@@ -41,11 +43,15 @@ def f1_draws(
         Number of resamples.
     seed
         Seed of the resamples.
+    of
+        The number of units that are drawn from, where these cells are a part of them: `units` are
+        then their numbers, below it. One seed draws the same units for any part, so that the
+        draws of splits that share cells may be averaged.
 
     Returns
     -------
     ndarray
-        Shape (draws, 2), float64: macro and micro F1.
+        Shape (draws, 2), float64: macro and micro F1; NaN where none of these cells was drawn.
 
     Raises
     ------
@@ -53,7 +59,7 @@ def f1_draws(
         Fewer than two units.
     """
     labels, codes = _encode(true, predicted)
-    combinations, counts_RP = _resample(codes, units, draws=draws, seed=seed)
+    combinations, counts_RP = _resample(codes, units, draws=draws, seed=seed, of=of)
     return _f1(combinations[0], combinations[1], counts_RP, n_classes=len(labels))
 
 
@@ -65,6 +71,7 @@ def paired_f1_draws(
     *,
     draws: int,
     seed: int,
+    of: int | None = None,
 ) -> NDArray[np.float64]:
     """Compute how much better the first method is than the second on the same resamples.
 
@@ -78,6 +85,8 @@ def paired_f1_draws(
         Number of resamples.
     seed
         Seed of the resamples.
+    of
+        As of `f1_draws`.
 
     Returns
     -------
@@ -90,7 +99,7 @@ def paired_f1_draws(
         Fewer than two units.
     """
     labels, codes = _encode(true, first, second)
-    combinations, counts_RP = _resample(codes, units, draws=draws, seed=seed)
+    combinations, counts_RP = _resample(codes, units, draws=draws, seed=seed, of=of)
     one_R2, two_R2 = (
         _f1(combinations[0], predicted, counts_RP, n_classes=len(labels))
         for predicted in combinations[1:]
@@ -164,13 +173,23 @@ def _encode(*labels: ArrayLike) -> tuple[NDArray[Any], NDArray[np.intp]]:
 
 
 def _resample(
-    codes: NDArray[np.intp], units: NDArray[np.integer[Any]], *, draws: int, seed: int
+    codes: NDArray[np.intp],
+    units: NDArray[np.integer[Any]],
+    *,
+    draws: int,
+    seed: int,
+    of: int | None,
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Give the distinct columns of codes and how often each occurs in every resample."""
     combinations, column_M, cells_P = np.unique(
         codes, axis=1, return_inverse=True, return_counts=True
     )
     found, unit_M = np.unique(units, return_inverse=True)
+    if of is not None:
+        weights_RU = _weights(of, draws, seed)
+        places = (np.arange(len(units)), column_M.ravel())
+        one_hot_MP = csr_matrix((np.ones(len(units)), places), (len(units), len(cells_P)))
+        return combinations, np.asarray(weights_RU[:, units] @ one_hot_MP, np.float64)
     chances_U = _equal_chances(len(found))
     rng = np.random.default_rng(seed)
     if len(found) == len(units):
@@ -180,6 +199,15 @@ def _resample(
     held_UP = csr_matrix((np.ones(len(units)), (unit_M, column_M.ravel())), shape=shape)
     weights_RU = rng.multinomial(len(found), chances_U, size=draws)
     return combinations, np.asarray(weights_RU @ held_UP, np.float64)
+
+
+@lru_cache(maxsize=1)
+def _weights(n_units: int, draws: int, seed: int) -> NDArray[np.int64]:
+    """Draw units, once for all splits and methods."""
+    rng = np.random.default_rng(seed)
+    weights_RU = rng.multinomial(n_units, _equal_chances(n_units), size=draws)
+    weights_RU.flags.writeable = False
+    return weights_RU
 
 
 def _f1(
@@ -195,9 +223,11 @@ def _f1(
     hits_RC = _sum_by(true_P[right], counts_RP[:, right], n_classes)
     # A class with no cell in a resample has no hits either: its term is zero.
     f1_RC = 2 * hits_RC / np.maximum(held_RC + claimed_RC, 1)
-    macro_R = f1_RC.sum(axis=1) / (held_RC > 0).sum(axis=1)
-    micro_R = hits_RC.sum(axis=1) / held_RC.sum(axis=1)
-    return np.stack([macro_R, micro_R], axis=1)
+    sums_R2 = np.stack([f1_RC.sum(axis=1), hits_RC.sum(axis=1)], axis=1)
+    of_R2 = np.stack([(held_RC > 0).sum(axis=1), held_RC.sum(axis=1)], axis=1)
+    scores_R2 = np.full(sums_R2.shape, np.nan)
+    np.divide(sums_R2, of_R2, out=scores_R2, where=of_R2 > 0)
+    return scores_R2
 
 
 def _sum_by(

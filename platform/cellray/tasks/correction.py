@@ -56,6 +56,7 @@ def harmonised(z_ND: Values, batch_N: NDArray[np.str_], *, seed: int) -> Values:
             z_ND,
             pd.DataFrame({"batch": batch_N}),
             "batch",
+            n_clusters=max(2, min(100, len(z_ND) // 30)),  # its default, which is 0 for few cells
             random_state=seed,
             n_jobs=1,
             verbose=False,
@@ -163,7 +164,8 @@ def adapted(
     """
     model = data.learners["model"]
     names, codes_N = np.unique(batch_N, return_inverse=True)
-    recipe = model.recipe.with_([f"data.batch_key={column}"])
+    data_section = model.recipe.data.model_copy(update={"batch_key": column})
+    recipe = model.recipe.model_copy(update={"data": data_section})
     learner = Learner.of(recipe, model.genes, batches=names.tolist(), sets=model.gene_sets)
     learner.start_from(model)
     counts = Counts(learner, data.counts, data.genes)

@@ -20,7 +20,7 @@ from cellray.score.regression import (
 from cellray.tasks import figures
 from cellray.tasks.finetune import regress
 from cellray.tasks.methods import embedded
-from cellray.tasks.splits import make_splits
+from cellray.tasks.splits import cells_with, make_splits, usable_cells
 from cellray.tasks.steps import Counts
 from cellray.tasks.task import NO_INTERVALS, Embeddings, Report, Spec
 
@@ -48,6 +48,12 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
     CellrayError
         The matrix holds values that are not finite; or as `make_splits`.
     """
+    kept, notes = (
+        cells_with(embeddings.obs, [spec.split_by])
+        if spec.label is None
+        else usable_cells(embeddings.obs, spec)
+    )
+    embeddings = embeddings.take(kept)
     values_NF = embeddings.matrices[str(spec.matrix)]
     broken = np.count_nonzero(~np.isfinite(values_NF).all(axis=1))
     if broken:
@@ -87,7 +93,9 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
     scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
     table = pd.DataFrame({"feature": np.arange(values_NF.shape[1])}).astype(str)
     for method, of_splits in features.items():
-        table[method] = np.mean(of_splits, axis=0)
+        known = ~np.isnan(of_splits)  # a feature may be constant among the test cells of a split
+        sums = np.where(known, of_splits, 0).sum(axis=0)
+        table[method] = np.where(known.any(axis=0), sums / np.maximum(known.sum(axis=0), 1), np.nan)
     return Report(
         task="cross_modality",
         protocol=(
@@ -98,7 +106,10 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
         scores=scores,
         tables={"features": table},
         figures=(figures.scores_figure(scores[scores["metric"].isin(SHOWN)], NO_INTERVALS),),
-        notes=("Read the correlation by feature; the flat one is high by the features' means.",),
+        notes=(
+            *notes,
+            "Read the correlation by feature; the flat one is high by the features' means.",
+        ),
     )
 
 

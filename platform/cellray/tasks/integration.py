@@ -12,14 +12,12 @@ from cellray.score.integration import integration as scib
 from cellray.tasks import figures, maps
 from cellray.tasks.correction import adapted, harmonised, has_scvi, scvi_embedding
 from cellray.tasks.methods import embedded
-from cellray.tasks.splits import usable_cells
+from cellray.tasks.splits import cells_with, usable_sample
 from cellray.tasks.steps import Layers
-from cellray.tasks.task import NO_INTERVALS, Embeddings, Report, Spec, sample_cells
+from cellray.tasks.task import NO_INTERVALS, Embeddings, Report, Spec
 
 TOTALS = ("total", "bio", "batch")
 FINE_TUNED: Mapping[str, Layers] = {"model_fine_tuned": "all", "model_shallow": "last"}
-MOST_CELLS = 20_000
-"""Nearest neighbours are exact, and their cost grows with the square of the cells."""
 
 
 def integration(embeddings: Embeddings, spec: Spec) -> Report:
@@ -44,16 +42,10 @@ def integration(embeddings: Embeddings, spec: Spec) -> Report:
     CellrayError
         One batch or one label only.
     """
-    kept, notes = usable_cells(embeddings.obs, spec)
-    batches = embeddings.obs[spec.batch]
-    has = batches.iloc[kept].notna().to_numpy(dtype=bool)
-    if missing := int(np.count_nonzero(~has)):
-        notes.append(f"{missing:,} cells have no '{spec.batch}' and were left out.")
-    kept = kept[has]
-    sampled = sample_cells(len(kept), MOST_CELLS, spec.seed, "integration")
-    if len(sampled) < len(kept):
-        notes.append(f"{len(sampled):,} of the cells, sampled at random, were scored.")
-    data = embeddings.take(kept[sampled])
+    batched, unbatched = cells_with(embeddings.obs, [spec.batch])
+    kept, notes = usable_sample(embeddings.obs.iloc[batched], spec, "integration")
+    notes = [*unbatched, *notes]
+    data = embeddings.take(batched[kept])
     batch_N = data.column(spec.batch)
     labels = data.column(spec.label)
     if len(np.unique(batch_N)) < 2:
@@ -65,8 +57,7 @@ def integration(embeddings: Embeddings, spec: Spec) -> Report:
     with threadpool_limits(1, user_api="blas"):
         compared = _compared(data, batch_N, spec)
         for method, z_ND in compared.items():
-            before = compared["pca_all"] if method != "pca_all" else None
-            found = scib(z_ND, batch_N, labels, seed=spec.seed, pca_ND=before)
+            found = scib(z_ND, batch_N, labels, seed=spec.seed, pca_ND=compared["pca_all"])
             order = ["total", "bio", "batch", *(k for k in found if k not in TOTALS)]
             rows += [(method, "scib", metric, 0, found[metric]) for metric in order]
     scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])

@@ -1,6 +1,6 @@
 """Intervals of F1 over the splits' test cells, and how the model differs from the champion."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,9 @@ def f1_intervals(
 ) -> pd.DataFrame:
     """Give 95 % bootstrap intervals of the means over splits; groups are drawn whole.
 
-    There are none where a split tests one group only.
+    A resample is of all cells, or groups: what it holds of them counts as often in every split
+    that tests it, so that more splits do not make an interval narrower than the cells allow. There
+    are none where a split tests one group only.
 
     Parameters
     ----------
@@ -49,17 +51,28 @@ def f1_intervals(
     if min(len(np.unique(units[one.test])) for one in splits) < 2:
         return NO_INTERVALS
     rows = []
+    of = int(units.max()) + 1
     for (method, readout), predictions in told.items():
-        draws = np.mean(
-            [
-                f1_draws(labels[one.test], predicted, units[one.test], draws=DRAWS, seed=seed)
-                for one, predicted in zip(splits, predictions, strict=True)
-            ],
-            axis=0,
+        draws = _over_splits(
+            f1_draws(labels[one.test], predicted, units[one.test], draws=DRAWS, seed=seed, of=of)
+            for one, predicted in zip(splits, predictions, strict=True)
         )
         for metric, of_metric in zip(METRICS, draws.T, strict=True):
             rows.append((method, readout, metric, *interval(of_metric)))
     return pd.DataFrame(rows, columns=INTERVALS)
+
+
+def _over_splits(draws: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Average resamples over splits: in each of them the same units were drawn.
+
+    A split takes no part in a resample without any of its test cells.
+    """
+    stacked = np.stack([*draws])
+    known = ~np.isnan(stacked)
+    sums, times = np.where(known, stacked, 0).sum(axis=0), known.sum(axis=0)
+    kept = (times > 0).all(axis=1)
+    averaged: NDArray[np.float64] = sums[kept] / times[kept]
+    return averaged
 
 
 def against_champion(
@@ -92,20 +105,18 @@ def _differences(
     units: NDArray[np.int64],
     seed: int,
 ) -> Iterator[tuple[str, str, float, float, float, float]]:
+    of = int(units.max()) + 1
     for readout in (readout for method, readout in told if method == "champion"):
         pairs = zip(splits, told["model", readout], told["champion", readout], strict=True)
         both = [
             (f1(labels[one.test], ours), f1(labels[one.test], theirs), one, ours, theirs)
             for one, ours, theirs in pairs
         ]
-        draws = np.mean(
-            [
-                paired_f1_draws(
-                    labels[one.test], ours, theirs, units[one.test], draws=DRAWS, seed=seed
-                )
-                for _, _, one, ours, theirs in both
-            ],
-            axis=0,
+        draws = _over_splits(
+            paired_f1_draws(
+                labels[one.test], ours, theirs, units[one.test], draws=DRAWS, seed=seed, of=of
+            )
+            for _, _, one, ours, theirs in both
         )
         for metric, of_metric in zip(METRICS, draws.T, strict=True):
             apart = float(np.mean([ours[metric] - theirs[metric] for ours, theirs, *_ in both]))

@@ -22,7 +22,7 @@ from cellray.score.perturbation import mean_profiles
 from cellray.tasks.figures import canvas_of, distinct, scores_figure, short, svg_of
 from cellray.tasks.marker_sets import Known, known_markers, markers_of, ranked_genes
 from cellray.tasks.names import METHODS, PCA_DIM, colours
-from cellray.tasks.splits import Split, make_splits, usable_cells
+from cellray.tasks.splits import Split, make_splits, usable_sample
 from cellray.tasks.task import (
     INTERVALS,
     NO_INTERVALS,
@@ -33,7 +33,6 @@ from cellray.tasks.task import (
     sample_cells,
 )
 
-MOST_CELLS = 20_000
 CLASS_CELLS = 20
 """Test cells of a class that attributions are averaged over."""
 TOP = 10
@@ -71,11 +70,8 @@ def markers(embeddings: Embeddings, spec: Spec) -> Report:
         No set of the file belongs to a class, too few genes, an encoder that passes no gradient,
         or as `cellray.tasks.annotation.annotation`.
     """
-    kept, notes = usable_cells(embeddings.obs, spec)
-    sampled = sample_cells(len(kept), MOST_CELLS, spec.seed, "markers")
-    if len(sampled) < len(kept):
-        notes.append(f"{len(sampled):,} of the cells, sampled at random, were scored.")
-    data = embeddings.take(kept[sampled])
+    kept, notes = usable_sample(embeddings.obs, spec, "markers")
+    data = embeddings.take(kept)
     labels = data.column(spec.label)
     groups = None if spec.split_by is None else data.column(spec.split_by)
     splits = make_splits(labels, groups, spec)

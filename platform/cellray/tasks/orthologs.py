@@ -56,9 +56,7 @@ def ortholog_names(path: str, genes: Names, model_genes: Names) -> tuple[NDArray
     """
     header, rows = _table(path)
     ours, theirs = ([without_version(name.strip()) for name in of] for of in (genes, model_genes))
-    columns = [
-        {row[place] for row in rows} - {""} for place in range(len(header))
-    ]
+    columns = [{row[place] for row in rows} - {""} for place in range(len(header))]
     of_atlas, of_model = _shares(columns, ours), _shares(columns, theirs)
     source, target = int(np.argmax(of_atlas)), int(np.argmax(of_model))
     if min(of_atlas[source], of_model[target]) < LEAST_MATCH:
@@ -73,9 +71,7 @@ def ortholog_names(path: str, genes: Names, model_genes: Names) -> tuple[NDArray
             f"{path} has the atlas's and the model's genes in one column, '{header[source]}'",
             "leave the table out if both are of one species, or give one of the right two",
         )
-    pairs = {
-        (row[source], row[target]) for row in rows
-    }
+    pairs = {(row[source], row[target]) for row in rows}
     pairs = {(a, b) for a, b in pairs if a and b}
     left, right = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
     single = {a: b for a, b in pairs if left[a] == right[b] == 1}

@@ -17,7 +17,7 @@ from cellray.score.bootstrap import interval, mean_draws
 from cellray.tasks.effects import LEAST_CELLS, Effects, choose_effects, score_effects
 from cellray.tasks.figures import scores_figure
 from cellray.tasks.methods import PCA_NOTE, embedded
-from cellray.tasks.splits import Split, make_splits, usable_cells
+from cellray.tasks.splits import Split, make_splits, usable_sample
 from cellray.tasks.task import (
     INTERVALS,
     NO_INTERVALS,
@@ -25,10 +25,8 @@ from cellray.tasks.task import (
     Figure,
     Report,
     Spec,
-    sample_cells,
 )
 
-MOST_CELLS = 20_000
 DRAWS = 200
 FITTED = ("knn", "probe", "majority")
 
@@ -63,11 +61,8 @@ def perturbation(embeddings: Embeddings, spec: Spec) -> Report:
         No untreated cells, fewer than three perturbations with ten cells on both sides of each
         split, or as `cellray.tasks.annotation.annotation`.
     """
-    kept, notes = usable_cells(embeddings.obs, spec)
-    sampled = sample_cells(len(kept), MOST_CELLS, spec.seed, "perturbation")
-    if len(sampled) < len(kept):
-        notes.append(f"{len(sampled):,} of the cells, sampled at random, were scored.")
-    data = embeddings.take(kept[sampled])
+    kept, notes = usable_sample(embeddings.obs, spec, "perturbation")
+    data = embeddings.take(kept)
     labels = data.column(spec.label)
     if spec.control not in labels:
         raise CellrayError(

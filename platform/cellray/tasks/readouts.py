@@ -66,9 +66,14 @@ def read(data: Embeddings, labels: NDArray[np.str_], splits: Sequence[Split], sp
                 counts = Counts(learner, data.counts, data.genes)
                 found[method, "fine_tuned"] = [
                     classify(
-                        learner, counts, labels, train=one.train, test=one.test, seed=spec.seed
+                        learner,
+                        counts,
+                        labels,
+                        train=one.train,
+                        test=one.test,
+                        seed=spec.seed + number,
                     )
-                    for one in splits
+                    for number, one in enumerate(splits)
                 ]
     return found
 

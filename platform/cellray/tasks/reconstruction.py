@@ -21,7 +21,7 @@ from cellray.score.embedding import log_normalise, pca_axes
 from cellray.score.regression import explained_variance, mean_baseline, mse, ridge_regression
 from cellray.tasks import figures
 from cellray.tasks.names import PCA_DIM
-from cellray.tasks.splits import make_splits
+from cellray.tasks.splits import cells_with, make_splits
 from cellray.tasks.steps import portions
 from cellray.tasks.task import NO_INTERVALS, Embeddings, Report, Spec, sample_cells
 
@@ -56,11 +56,10 @@ def reconstruction(embeddings: Embeddings, spec: Spec) -> Report:
     CellrayError
         No gene of the model that varies; or as `make_splits`.
     """
-    total = embeddings.counts.shape[0]
-    cells = sample_cells(total, MOST_CELLS, spec.seed, "reconstruction")
+    grouped, notes = cells_with(embeddings.obs, [spec.split_by])
+    cells = grouped[sample_cells(len(grouped), MOST_CELLS, spec.seed, "reconstruction")]
     data = embeddings.take(cells)
-    notes = []
-    if len(cells) < total:
+    if len(cells) < len(grouped):
         notes.append(f"{len(cells):,} of the cells, sampled at random, were used.")
     learner = data.learners["model"]
     columns = gene_columns(learner.genes, data.genes)

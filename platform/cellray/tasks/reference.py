@@ -14,10 +14,9 @@ from scipy.sparse import csr_matrix, vstack
 from cellray.core.errors import CellrayError
 from cellray.score.embedding import pca_embedding
 from cellray.tasks.names import METHODS, PCA_DIM
-from cellray.tasks.splits import usable_cells
+from cellray.tasks.splits import MOST_CELLS, cells_with, usable_sample
 from cellray.tasks.task import Embeddings, Spec, sample_cells
 
-MOST_CELLS = 20_000
 """On either side: nearest neighbours are exact."""
 LEAST_SHARED = 0.1
 """Of the genes of the side that has fewer."""
@@ -81,16 +80,14 @@ def sides_of(embeddings: Embeddings, spec: Spec) -> tuple[Sides, list[str]]:
             "name an atlas with --reference",
         )
     of_reference = Spec(label=spec.label)  # its donors do not matter
-    in_reference, left_out = usable_cells(embeddings.reference.obs, of_reference)
+    in_reference, left_out = usable_sample(embeddings.reference.obs, of_reference, "reference")
     notes = [f"Reference: {note}" for note in left_out]
-    in_query, left_out = _labelled(embeddings, spec)
+    sampled = sample_cells(len(embeddings.obs), MOST_CELLS, spec.seed, "query")
+    if len(sampled) < len(embeddings.obs):
+        notes.append(f"{len(sampled):,} cells of the query were sampled at random.")
+    in_query, left_out = cells_with(embeddings.obs.iloc[sampled], (spec.label, spec.split_by))
     notes += left_out
-    chosen = []
-    for cells, side in ((in_reference, "reference"), (in_query, "query")):
-        sampled = sample_cells(len(cells), MOST_CELLS, spec.seed, side)
-        if len(sampled) < len(cells):
-            notes.append(f"{len(sampled):,} cells of the {side}, sampled at random, were used.")
-        chosen.append(cells[sampled])
+    chosen = (in_reference, sampled[in_query])
     reference, query = embeddings.reference.take(chosen[0]), embeddings.take(chosen[1])
     labels, true = reference.column(spec.label), query.column(spec.label)
     known = np.isin(true, labels)
@@ -140,18 +137,6 @@ def embedded_pairs(sides: Sides, fit: NDArray[np.int64], *, seed: int) -> Mappin
     return {name: pairs[name] for name in known if name in pairs}
 
 
-def _labelled(query: Embeddings, spec: Spec) -> tuple[NDArray[np.int64], list[str]]:
-    """Give the cells that have a label and what they are split by; and what was left out."""
-    kept, notes = np.ones(len(query.obs), bool), []
-    for column in (spec.label, spec.split_by):
-        if column is not None:
-            has = query.obs[column].notna().to_numpy(dtype=bool)
-            if missing := int(np.count_nonzero(kept & ~has)):
-                notes.append(f"{missing:,} cells have no '{column}' and were left out.")
-            kept &= has
-    return np.flatnonzero(kept).astype(np.int64), notes
-
-
 def _shared_counts(
     reference: Embeddings, query: Embeddings
 ) -> tuple[tuple[csr_matrix[Any], csr_matrix[Any]], str]:
@@ -162,7 +147,7 @@ def _shared_counts(
         raise CellrayError(
             f"the atlas and its reference have {len(shared):,} genes in common, of {fewer:,} of "
             "the one that has fewer",
-            "ingest both with the same kind of gene names, or name --orthologs for two species",
+            "ingest both with the same kind of gene names, or name --orthologs",
         )
     note = (
         f"The atlas and its reference have {len(shared):,} genes in common, of "

@@ -18,10 +18,9 @@ from cellray.score.annotation import f1, knn
 from cellray.score.embedding import pca_embedding
 from cellray.tasks.curves import Panel, curves_figure
 from cellray.tasks.names import PCA_DIM
-from cellray.tasks.splits import make_splits, usable_cells
-from cellray.tasks.task import Embeddings, Figure, Report, Spec, sample_cells
+from cellray.tasks.splits import make_splits, usable_sample
+from cellray.tasks.task import Embeddings, Figure, Report, Spec
 
-MOST_CELLS = 20_000
 LEVELS: Mapping[str, tuple[float, ...]] = {
     "dropout": (0.1, 0.3, 0.5),
     "library": (0.5, 0.2, 0.1),
@@ -77,11 +76,8 @@ def robustness(embeddings: Embeddings, spec: Spec) -> Report:
     CellrayError
         As `cellray.tasks.annotation.annotation`.
     """
-    kept, notes = usable_cells(embeddings.obs, spec)
-    sampled = sample_cells(len(kept), MOST_CELLS, spec.seed, "robustness")
-    if len(sampled) < len(kept):
-        notes.append(f"{len(sampled):,} of the cells, sampled at random, were scored.")
-    data = embeddings.take(kept[sampled])
+    kept, notes = usable_sample(embeddings.obs, spec, "robustness")
+    data = embeddings.take(kept)
     labels = data.column(spec.label)
     groups = None if spec.split_by is None else data.column(spec.split_by)
     splits = make_splits(labels, groups, spec)

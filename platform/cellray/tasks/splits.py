@@ -3,6 +3,7 @@
 Shape suffixes: N cells.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupShuffleSplit, StratifiedShuffleSplit
 
 from cellray.core.errors import CellrayError
-from cellray.tasks.task import Spec
+from cellray.tasks.task import Spec, sample_cells
 
 TEST_SHARE = 0.3
+MOST_CELLS = 20_000
+"""Of tasks whose cost grows faster than the cells, or that train."""
 DRAWS = 50
 """Draws a wanted split, in the search for splits that hold out different groups."""
 
@@ -45,15 +48,9 @@ def usable_cells(obs: pd.DataFrame, spec: Spec) -> tuple[Cells, list[str]]:
     CellrayError
         Fewer than two labels remain.
     """
-    notes = []
-    labelled = obs[spec.label].notna().to_numpy(dtype=bool)
-    if missing := int(np.count_nonzero(~labelled)):
-        notes.append(f"{missing:,} cells have no '{spec.label}' and were left out.")
-    if spec.split_by is not None:
-        grouped = obs[spec.split_by].notna().to_numpy(dtype=bool)
-        if missing := int(np.count_nonzero(labelled & ~grouped)):
-            notes.append(f"{missing:,} cells have no '{spec.split_by}' and were left out.")
-        labelled &= grouped
+    has, notes = cells_with(obs, (spec.label, spec.split_by))
+    labelled = np.zeros(len(obs), bool)
+    labelled[has] = True
     names = obs[spec.label].astype(str)
     sizes = names[labelled].value_counts()
     single = sorted(sizes.index[sizes < 2])
@@ -73,6 +70,55 @@ def usable_cells(obs: pd.DataFrame, spec: Spec) -> tuple[Cells, list[str]]:
             "choose another --label",
         )
     return np.flatnonzero(labelled).astype(np.int64), notes
+
+
+def usable_sample(obs: pd.DataFrame, spec: Spec, purpose: str) -> tuple[Cells, list[str]]:
+    """Draw at most `MOST_CELLS`, and leave out of these what cannot be scored.
+
+    In this order: a label may be left with one cell by the sample.
+
+    Parameters
+    ----------
+    obs, spec
+        As of `usable_cells`.
+    purpose
+        What draws other cells than another purpose.
+
+    Returns
+    -------
+    cells, notes
+        As of `usable_cells`.
+
+    Raises
+    ------
+    CellrayError
+        As `usable_cells`.
+    """
+    sampled = sample_cells(len(obs), MOST_CELLS, spec.seed, purpose)
+    kept, notes = usable_cells(obs.iloc[sampled], spec)
+    if len(sampled) < len(obs):
+        notes = [f"{len(sampled):,} of the cells were sampled at random.", *notes]
+    return sampled[kept], notes
+
+
+def cells_with(obs: pd.DataFrame, columns: Iterable[str | None]) -> tuple[Cells, list[str]]:
+    """Leave out cells that have no value in one of the columns.
+
+    Returns
+    -------
+    cells : ndarray
+        Positions of the others, sorted, int64.
+    notes : list of str
+        How many were left out.
+    """
+    kept, notes = np.ones(len(obs), bool), []
+    for column in columns:
+        if column is not None:
+            has = obs[column].notna().to_numpy(dtype=bool)
+            if missing := int(np.count_nonzero(kept & ~has)):
+                notes.append(f"{missing:,} cells have no '{column}' and were left out.")
+            kept &= has
+    return np.flatnonzero(kept).astype(np.int64), notes
 
 
 def make_splits(labels: NDArray[np.str_], groups: NDArray[Any] | None, spec: Spec) -> list[Split]:

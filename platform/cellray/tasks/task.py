@@ -88,7 +88,7 @@ class Spec(Section):
     reference
         Another atlas, by its URL: labelled cells that the scored ones are compared with.
     orthologs
-        A table of the genes of two species, for a reference atlas of another one.
+        A table of the genes of two species, where the scored cells are of another than the model's.
     fine_tune
         Whether the whole network is trained for the task too, which takes minutes.
     splits

@@ -13,13 +13,12 @@ from cellray.tasks.curves import Panel, curves_figure
 from cellray.tasks.finetune import classify
 from cellray.tasks.methods import PCA_NOTE, embedded
 from cellray.tasks.readouts import CLASSIFIERS
-from cellray.tasks.splits import Cells, Split, make_splits, usable_cells
+from cellray.tasks.splits import Cells, Split, make_splits, usable_sample
 from cellray.tasks.steps import Counts
-from cellray.tasks.task import Embeddings, Figure, Report, Spec, sample_cells
+from cellray.tasks.task import Embeddings, Figure, Report, Spec
 
 FRACTIONS = (0.005, 0.02, 0.1, 0.5, 1.0)
 """Of the training cells' labels."""
-MOST_CELLS = 20_000
 
 
 def transfer(embeddings: Embeddings, spec: Spec) -> Report:
@@ -42,11 +41,8 @@ def transfer(embeddings: Embeddings, spec: Spec) -> Report:
     CellrayError
         As `cellray.tasks.annotation.annotation`.
     """
-    kept, notes = usable_cells(embeddings.obs, spec)
-    sampled = sample_cells(len(kept), MOST_CELLS, spec.seed, "transfer")
-    if len(sampled) < len(kept):
-        notes.append(f"{len(sampled):,} of the cells, sampled at random, were used.")
-    data = embeddings.take(kept[sampled])
+    kept, notes = usable_sample(embeddings.obs, spec, "transfer")
+    data = embeddings.take(kept)
     labels = data.column(spec.label)
     groups = None if spec.split_by is None else data.column(spec.split_by)
     splits = make_splits(labels, groups, spec)

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from cellray.core.errors import CellrayError
 from cellray.learn.learner import Learner
 from cellray.track.catalogue import aliases_of, find_model, find_version
+from cellray.track.evaluations import DIGEST_LENGTH
 from cellray.track.folder import load_model, read_facts
 from cellray.track.pyfunc import check_flavour
 from cellray.track.register import check_name, register
@@ -82,7 +83,14 @@ def resolve(uri: str) -> Resolved:
         raise CellrayError(
             f"cellray did not register {canonical}", "make one with 'cellray pretrain'"
         )
-    location = api.get_logged_model(model_id).artifact_location
+    try:
+        location = api.get_logged_model(model_id).artifact_location
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise CellrayError(
+            f"the model of {canonical} was deleted", "take another version"
+        ) from error
     with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
         try:
             folder = Path(
@@ -123,6 +131,7 @@ def log_evaluation(
     dataset_url: str,
     artifacts: str | Path | None = None,
     params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
     task: str = "annotation",
     experiment: str = "cellray",
 ) -> str:
@@ -140,6 +149,8 @@ def log_evaluation(
         A folder whose files are kept with the run.
     params
         The protocol, as text.
+    tags
+        What else is known of the evaluation.
     task
         What was evaluated.
     experiment
@@ -156,9 +167,10 @@ def log_evaluation(
         The tracking store does not answer or refuses.
     """
     api = client()
-    # MLflow stores 36 characters of a digest at most.
-    data = Dataset(dataset_name, dataset_digest[:32], "atlas", json.dumps({"uri": dataset_url}))
-    tags = {"task": task, "model": resolved.uri, "training_run": resolved.run_id}
+    digest, source = dataset_digest[:DIGEST_LENGTH], json.dumps({"uri": dataset_url})
+    data = Dataset(dataset_name, digest, "atlas", source)
+    known = {"task": task, "model": resolved.uri, "training_run": resolved.run_id}
+    tags = {**(tags or {}), **known}
     name = f"{task} {resolved.name} v{resolved.version}"
     with (
         store_errors(),

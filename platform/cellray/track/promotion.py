@@ -1,64 +1,21 @@
 """Moving an alias to another version, if it is better where both were evaluated."""
 
-import json
 import re
-import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from cellray.core.errors import CellrayError, suggest
-from cellray.track.catalogue import aliases_of, find_model, find_version, tied_metrics
+from cellray.track.catalogue import aliases_of, find_model, find_version
+from cellray.track.evaluations import evaluations_of, how_to, setting
 from cellray.track.store import client, store_errors
 
 LOWER = frozenset(
     {"loss", "error", "mse", "rmse", "mae", "nll", "perplexity", "distance", "ece", "brier"}
 )
 """Last words of the metrics of which less is better; of all others more is."""
-
-DEFAULTS = {"task": "annotation", "splits": "5", "seed": "0", "max_cells": "50000"}
-"""The protocol of a ``cellray evaluate`` without options."""
-
-Protocol = tuple[str, str, tuple[tuple[str, str], ...]]
-"""Task, digest of the atlas, and the parameters: what makes two evaluations the same."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `cellray.track.models.log_evaluation` logged of a version.
-
-    Attributes
-    ----------
-    task, params
-        What was evaluated, and how.
-    dataset, digest, url
-        The atlas: its name, what MLflow keeps of its digest, and where it is.
-    metrics
-        Values by name.
-    run_id
-        The run that holds it.
-    started
-        In milliseconds since 1970.
-    """
-
-    task: str
-    params: Mapping[str, str]
-    dataset: str
-    digest: str
-    url: str
-    metrics: Mapping[str, float]
-    run_id: str
-    started: int
-
-    @property
-    def protocol(self) -> Protocol:
-        """What another evaluation must share to be comparable."""
-        return self.task, self.digest, tuple(sorted(self.params.items()))
 
 
 @store_errors()
@@ -136,16 +93,6 @@ def lower_is_better(metric: str) -> bool:
     return re.split(r"[^a-z]", metric.lower())[-1] in LOWER
 
 
-def options(asked: Mapping[str, object]) -> list[str]:
-    """Write what was asked of ``cellray evaluate`` as its options."""
-    found = []
-    for name, value in asked.items():
-        found.append("--seeds" if name == "splits" else f"--{name.replace('_', '-')}")
-        # A flag has no value: True, or what MLflow made of it.
-        found += [] if str(value) == "True" else [str(value)]
-    return found
-
-
 def apart(one: float, other: float) -> tuple[str, str]:
     """Write two numbers with four significant digits, or with as many as tell them apart."""
     for digits in range(4, 18):
@@ -155,19 +102,13 @@ def apart(one: float, other: float) -> tuple[str, str]:
     return f"{one:#.4g}", f"{other:#.4g}"
 
 
-def setting(task: str, url: str, params: Mapping[str, str]) -> str:
-    """Say in a few words what was evaluated, on which atlas, and how."""
-    how = ", ".join(f"{name}={value}" for name, value in sorted(params.items()))
-    return f"{task} of {url}" + (f" ({how})" if how else "")
-
-
 def _compare(
     api: MlflowClient, holder: ModelVersion, candidate: ModelVersion, metric: str
 ) -> list[dict[str, Any]]:
     """Compare a version with the alias's wherever both were evaluated; raise unless better."""
     old, new = (f"models:/{version.name}/{version.version}" for version in (holder, candidate))
-    evaluations = [_evaluations(api, version) for version in (holder, candidate)]
-    known = {name for of in evaluations for one in of for name in one.metrics}
+    evaluations = [evaluations_of(api, version) for version in (holder, candidate)]
+    known = {name for of in evaluations for one in of for name in one.scores}
     if not any(evaluations):
         raise CellrayError(
             f"neither {new} nor {old} was evaluated",
@@ -178,7 +119,7 @@ def _compare(
             f"'{metric}' is no metric by which {new} and {old} can be compared",
             suggest(metric, known),
         )
-    olds, news = ({one.protocol: one for one in of if metric in one.metrics} for of in evaluations)
+    olds, news = ({one.protocol: one for one in of if metric in one.scores} for of in evaluations)
     both = sorted(olds.keys() & news.keys(), key=lambda protocol: (news[protocol].url, protocol))
     if not both:
         lacking, has, given = (new, old, olds) if olds else (old, new, news)
@@ -186,7 +127,7 @@ def _compare(
         raise CellrayError(
             f"{lacking} was not evaluated as {has} was: "
             + setting(newest.task, newest.url, newest.params),
-            _how(newest, lacking),
+            how_to(newest, lacking),
         )
     compared = []
     for protocol in both:
@@ -213,50 +154,6 @@ def _compare(
             }
         )
     return compared
-
-
-def _evaluations(api: MlflowClient, version: ModelVersion) -> list[Evaluation]:
-    """List a version's finished evaluations, the oldest first."""
-    found = []
-    for run_id in {metric.run_id for metric in tied_metrics(api, version) if metric.run_id}:
-        run = api.get_run(run_id)
-        task, atlases = run.data.tags.get("task"), _atlases(run)
-        finished = run.info.lifecycle_stage == "active" and run.info.status == "FINISHED"
-        if not finished or task is None or len(atlases) != 1:
-            continue
-        data = atlases[0]
-        found.append(
-            Evaluation(
-                task=task,
-                params=run.data.params,
-                dataset=data.name,
-                digest=data.digest,
-                url=json.loads(data.source)["uri"],
-                metrics={k: v for k, v in run.data.metrics.items() if _says_worth(k)},
-                run_id=run_id,
-                started=run.info.start_time,
-            )
-        )
-    return sorted(found, key=lambda one: one.started)
-
-
-def _atlases(run: Run) -> list[Dataset]:
-    given = run.inputs.dataset_inputs if run.inputs else []
-    return [one.dataset for one in given if one.dataset.source_type == "atlas"]
-
-
-def _says_worth(metric: str) -> bool:
-    """Leave out spreads, and of METHOD/READOUT/METRIC the methods that are baselines."""
-    baseline = metric.count("/") == 2 and not metric.startswith("model/")
-    return not baseline and not metric.endswith(("_std", "_low", "_high"))
-
-
-def _how(evaluation: Evaluation, uri: str) -> str:
-    """Say how to evaluate another version in the same way."""
-    asked = {"task": evaluation.task, **evaluation.params}
-    other = {name: value for name, value in asked.items() if DEFAULTS.get(name) != value}
-    words = ["cellray", "evaluate", uri, "--atlas", evaluation.url, *options(other)]
-    return f"run '{shlex.join(words)}'"
 
 
 def _is_number(word: str) -> bool:

@@ -19,7 +19,7 @@ METRIC = "annotation/model/knn/macro_f1"
 @pytest.fixture
 def reports():
     scores = pd.DataFrame(ROWS, columns=["method", "readout", "metric", "split", "value"])
-    return {"annotation": Report(task="annotation", protocol="", scores=scores)}
+    return {"annotation": Report(task="annotation", protocol="", scores=scores).metrics}
 
 
 def suite(**values):
@@ -118,3 +118,38 @@ def test_the_shipped_suite_is_one():
     assert {*loaded.specs({"label": "x"})} == {"annotation", "clustering"}
     with pytest.raises(CellrayError, match=r"standart\.yaml; did you mean"):
         Suite.load("configs/evaluate/standart.yaml")
+
+
+def test_a_suite_that_comes_with_cellray_is_found_by_its_name():
+    assert Suite.load("standard") == Suite.load("configs/evaluate/standard.yaml")
+    with pytest.raises(CellrayError, match=r"no file standart, .*did you mean 'standard'"):
+        Suite.load("standart")
+
+
+def test_a_file_of_the_same_name_goes_before_what_comes_with_cellray(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "standard").write_text("tasks: {integration: {}}")
+    assert {*Suite.load("standard").tasks} == {"integration"}
+    with pytest.raises(CellrayError, match=r"no file \S*other/standard; check the path"):
+        Suite.load("other/standard")
+
+
+def test_a_part_of_a_suite_keeps_its_entries_gates():
+    gates = {METRIC: {"min": 0.5}, "clustering/model/leiden/nmi": {"min": 0.1}}
+    whole = Suite.of({"tasks": {"annotation": {"label": "x"}, "clustering": {}}, "gates": gates})
+    assert whole.only(["clustering"]) == Suite.of(
+        {"tasks": {"clustering": {}}, "gates": {"clustering/model/leiden/nmi": {"min": 0.1}}}
+    )
+
+
+@pytest.mark.parametrize("champion", [True, False])
+def test_where_no_other_version_is_champion_nothing_has_to_be_above_it(reports, champion):
+    gates = {METRIC: {"min": 0.9, "over": "champion"}}
+    if champion:
+        with pytest.raises(CellrayError, match="champion/knn/macro_f1', which no task gives"):
+            suite(gates=gates).judge(reports, champion=True)
+        return
+    (row,) = suite(gates=gates).judge(reports, champion=False).to_dict("records")
+    assert row["wanted"] == "at least 0.9 and above champion (no other version is)"
+    assert not row["passed"]
+    assert suite(gates={METRIC: {"over": "champion"}}).judge(reports, champion=False).passed.all()

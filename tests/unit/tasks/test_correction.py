@@ -95,3 +95,19 @@ def test_all_stand_in_one_table(shifted, monkeypatch):
     assert any("scVI is not installed" in note for note in report.notes)
     found = report.metrics
     assert found["harmony/scib/batch"] > found["pca_all/scib/batch"]
+
+
+def test_harmony_takes_few_cells(shifted):
+    few = shifted.take(np.arange(12))
+    z_ND = pca_embedding(few.counts, dim=5)
+    assert np.isfinite(harmonised(z_ND, few.column("batch"), seed=0)).all()
+
+
+@pytest.mark.parametrize("objective", ["byol", "moco", "nnclr", "vicreg"])
+def test_other_objectives_are_trained_further_too(shifted, objective, monkeypatch):
+    monkeypatch.setattr(correction, "ADAPTED", correction.Schedule(steps=3, batch=64))
+    recipe = Recipe.of({**RECIPE, "objective": {"name": objective}})
+    learner = Learner.of(recipe, GENES.tolist())
+    data = replace(shifted, learners={"model": learner})
+    z_ND = adapted(data, data.column("batch"), "1", layers="all", seed=0)
+    assert z_ND.shape == (len(data.obs), learner.encoder.dim)

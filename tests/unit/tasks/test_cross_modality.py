@@ -83,3 +83,18 @@ def test_proteins_of_cord_blood_follow_the_counts(shared_data):
     assert found["pca/ridge/pearson_features"] == pytest.approx(
         found["model/ridge/pearson_features"], abs=0.05
     )
+
+
+def test_cells_without_donor_or_with_a_label_of_their_own_are_left_out(cells, proteins):
+    labels = cells.obs["cell_type"].to_numpy(object).copy()
+    labels[0], labels[1] = "lonely", None
+    donors = cells.obs["donor"].to_numpy(object).copy()
+    donors[2:7] = None
+    data = with_matrix(cells, proteins)
+    data = replace(data, obs=cells.obs.assign(cell_type=labels, donor=donors))
+    labelled = cross_modality(data, SPEC.model_copy(update={"label": "cell_type"}))
+    assert "in 418 cells" in labelled.protocol
+    assert any("'lonely'" in note for note in labelled.notes)
+    by_donor = cross_modality(data, SPEC.model_copy(update={"split_by": "donor"}))
+    assert "5 cells have no 'donor' and were left out." in by_donor.notes
+    assert "in 415 cells" in by_donor.protocol

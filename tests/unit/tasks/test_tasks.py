@@ -203,3 +203,14 @@ def test_an_installed_package_brings_a_task(installed, cells):
 def test_entry_points_that_give_no_task_are_named(installed, name, said):
     with pytest.raises(CellrayError, match=said):
         find_task(name)
+
+
+def test_more_splits_do_not_make_intervals_narrower_than_the_cells_allow(cells):
+    noisy = replace(cells, frozen={**cells.frozen, "model": cells.frozen["untrained"]})
+    widths = []
+    for splits in (1, 12):
+        bounds = bounds_of(annotation(noisy, LABEL.model_copy(update={"splits": splits})).intervals)
+        low, high = bounds["model", "knn", "micro_f1"]
+        widths.append(high - low)
+    # A split tests 30 % of the cells, twelve of them nearly all: at most sqrt(0.3) times as wide.
+    assert 0.4 * widths[0] < widths[1] < widths[0]

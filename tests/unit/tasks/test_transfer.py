@@ -9,7 +9,7 @@ import torch
 from cellray.core.recipe import Recipe
 from cellray.learn.embed import embed_matrix
 from cellray.learn.learner import Learner, normalise
-from cellray.tasks.splits import make_splits
+from cellray.tasks.splits import make_splits, usable_sample
 from cellray.tasks.steps import Counts, Schedule, steps_of
 from cellray.tasks.task import Spec
 from cellray.tasks.transfer import FRACTIONS, labelled, transfer
@@ -104,3 +104,17 @@ def test_the_page_has_a_curve(report):
     assert figure.name == "few_labels"
     assert figure.svg.startswith("<?xml")
     assert "as many steps" in report.protocol
+
+
+def test_a_sample_that_leaves_a_type_with_one_cell_is_no_crash(cells, monkeypatch):
+    monkeypatch.setattr("cellray.tasks.splits.MOST_CELLS", 40)
+    labels = cells.obs["cell_type"].to_numpy(object).copy()
+    labels[: len(labels) // 2 : 12] = "rare"
+    obs = cells.obs.assign(cell_type=labels)
+    for seed in range(6):
+        spec = Spec(label="cell_type", splits=1, seed=seed)
+        kept, notes = usable_sample(obs, spec, "transfer")
+        _, sizes = np.unique(labels[kept].astype(str), return_counts=True)
+        assert sizes.min() > 1
+        assert len(make_splits(labels[kept].astype(str), None, spec)) == 1
+        assert notes[0] == "40 of the cells were sampled at random."

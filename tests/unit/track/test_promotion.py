@@ -13,7 +13,8 @@ from cellray.evaluation.run import evaluate
 from cellray.tasks.task import Spec
 from cellray.track import models
 from cellray.track.catalogue import list_models
-from cellray.track.promotion import DEFAULTS, apart, lower_is_better, options, promote
+from cellray.track.evaluations import DEFAULTS, options
+from cellray.track.promotion import apart, lower_is_better, promote
 from cellray.track.store import client
 
 METRIC = "model/knn/macro_f1"
