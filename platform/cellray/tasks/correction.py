@@ -56,7 +56,9 @@ def harmonised(z_ND: Values, batch_N: NDArray[np.str_], *, seed: int) -> Values:
             z_ND,
             pd.DataFrame({"batch": batch_N}),
             "batch",
-            n_clusters=max(2, min(100, len(z_ND) // 30)),  # its default, which is 0 for few cells
+            # Its defaults, but for few cells: of 12 it would make 0 clusters in blocks of 0.
+            n_clusters=max(2, min(100, len(z_ND) // 30)),
+            block_proportion=max(0.05, min(1.0, 2 / len(z_ND))),
             random_state=seed,
             n_jobs=1,
             verbose=False,
