@@ -230,7 +230,7 @@ def test_a_model_that_knows_batches_has_an_untrained_baseline_that_does_too(
         ({"task": "anotation"}, "did you mean 'annotation'"),
         ({"label": "cell_typ"}, "did you mean 'cell_type'"),
         ({"split_by": "donors"}, "did you mean 'donor'"),
-        ({"seeds": 0}, "0 splits"),
+        ({"splits": 0}, "greater than or equal to 1"),
         ({"model": "models:/sells"}, "cells"),
         ({"atlas": "/nowhere"}, "no atlas at /nowhere"),
     ],
@@ -319,7 +319,12 @@ def test_a_gate_that_fails_is_said_by_the_status(report, model, atlas, suite_fil
 
 def test_tasks_side_by_side_give_what_they_give_alone(report, model, atlas, tmp_path):
     both = evaluate_suite(
-        model, atlas.url, Suite.of(SUITE), label="cell_type", max_cells=600, out=tmp_path / "both"
+        model,
+        atlas.url,
+        Suite.of(SUITE),
+        given={"label": "cell_type"},
+        max_cells=600,
+        out=tmp_path / "both",
     )
     alone = evaluate(
         model, atlas.url, label="cell_type", splits=2, max_cells=600, out=tmp_path / "alone"
@@ -343,7 +348,7 @@ def test_cells_are_embedded_once(report, atlas, model, monkeypatch, caplog):
 
 def test_a_gate_without_gates_is_refused(model, atlas, tmp_path, capfd):
     assert main(["evaluate", model, "--atlas", atlas.url, "--gate"]) == 2
-    assert "--gate needs the gates of a suite" in capfd.readouterr().err
+    assert "--gate needs gates, and there are none" in capfd.readouterr().err
     (tmp_path / "none.yaml").write_text("tasks: {annotation: {label: cell_type}}")
     words = ["--suite", str(tmp_path / "none.yaml"), "--gate"]
     assert main(["evaluate", model, "--atlas", atlas.url, *words]) == 2
