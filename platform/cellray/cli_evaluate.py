@@ -107,10 +107,8 @@ def evaluate(
             raise CellrayError("--task and --suite are both given", "leave one of them out")
         asked = Suite.load(suite) if suite else Suite.of({"tasks": {task or "annotation": {}}})
         if gate and not asked.gates:
-            raise CellrayError(
-                "--gate needs gates, and there are none",
-                "give --suite FILE with 'gates:', or leave --gate out",
-            )
+            what = f"{suite} has no gates" if suite else "--gate needs gates, and there are none"
+            raise CellrayError(what, "give --suite FILE with 'gates:', or leave --gate out")
         found = evaluate_suite(
             model, atlas, asked, given=given, max_cells=max_cells, out=out, progress=to.progress
         )
