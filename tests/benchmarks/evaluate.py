@@ -39,6 +39,8 @@ ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs/benchmarks/evaluate"
 CPUS, GENES, LIBRARY = 2, 2000, 2000
 MOST_EVALUATED = 50_000
+LEAST_CELLS = 40_000
+"""With fewer there are too few slabs after the first to tell a rate."""
 ENCODERS = {
     "mlp": ["encoder.widths=[512,256]"],
     "transformer": [
@@ -219,6 +221,10 @@ def page(found: dict[str, Any]) -> str:
         "together_mib": "all processes, MiB",
     }
 
+    for one in found["embed"]:
+        if one["cells"] < LEAST_CELLS:
+            one["cells_per_s"] = ""
+
     def rows(entries: list[dict[str, Any]], names: dict[str, str]) -> list[str]:
         cells = [
             [f"{one[name]:,}" if isinstance(one[name], int) else str(one[name]) for name in names]
@@ -226,6 +232,7 @@ def page(found: dict[str, Any]) -> str:
         ]
         return lines_of([*names.values()], cells)
 
+    sizes = " ".join(str(cells) for cells in dict.fromkeys(one["cells"] for one in found["embed"]))
     lines = [
         "# Embedding and evaluating as cells grow",
         "",
@@ -233,7 +240,7 @@ def page(found: dict[str, Any]) -> str:
             f"{found['date']}, commit {found['commit'][:7]}, {found['cores']} cores (no GPU), "
             f"torch {found['torch']}; load of the machine in the last quarter of an hour "
             f"{found['load']} (what this bench itself needs is about 2). Command: `make "
-            "bench-evaluate` (`tests/benchmarks/evaluate.py`); numbers: "
+            f'bench-evaluate ARGS="--cells {sizes}"` (`tests/benchmarks/evaluate.py`); numbers: '
             "[evaluate.json](evaluate.json)."
         ),
         "",
@@ -249,10 +256,10 @@ def page(found: dict[str, Any]) -> str:
         *rows(found["embed"], columns),
         "",
         *wrapped(
-            "The rate is that after the first slab of 4,096 cells; until that one, processes "
-            "start. Memory is the most that was resident at a time: of the process that calls, of "
-            "the one that embeds (with the pages of Ray's object store that it reads), and of all, "
-            "Ray's own among them, with shared pages counted once."
+            "The rate is that after the first slab of 4,096 cells, where there are enough; until "
+            "that one, processes start. Memory is the most that was resident at a time: of the "
+            "process that calls, of the one that embeds (with the pages of Ray's object store "
+            "that it reads), and of all, Ray's own among them, with shared pages counted once."
         ),
         "",
         "## Evaluation by annotation",
