@@ -228,6 +228,16 @@ def indent(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 
+def doctor_text(checks: Sequence[Mapping[str, str]]) -> str:
+    """Lay out what `cellray.doctor.diagnose` found: a line a check, and below it how to mend it."""
+    width = max(len(one["check"]) for one in checks)
+    lines = []
+    for one in checks:
+        lines.append(f"{one['state']:<7}  {one['check']:<{width}}  {one['found']}")
+        lines += [f"{'':<{width + 11}}-> {one['mend']}"] if one["mend"] else []
+    return "\n".join(lines)
+
+
 def size(n_bytes: int) -> str:
     """Write a number of bytes with its unit."""
     amount, units = float(n_bytes), ["TB", "GB", "MB", "kB", "B"]

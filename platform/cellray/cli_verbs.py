@@ -103,6 +103,37 @@ def demo(
         raise typer.Exit(1)
 
 
+@verbs.command(
+    epilog=examples(
+        "cellray doctor", "cellray doctor --s3 s3://bucket/path", "cellray doctor --json"
+    )
+)
+def doctor(
+    *,
+    s3: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="s3://bucket/path to put, read and delete a small object below."
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Look what this machine has, and say how to mend what is wrong.
+
+    Python, packages, torch and GPU, Ray, MLflow, object storage, disk, memory. RAY_ADDRESS,
+    MLFLOW_TRACKING_URI and AWS_* are taken as all verbs take them. Ends with status 2 where a
+    check fails; a warning is no failure.
+    """
+    with console(as_json=json) as to:
+        from cellray.doctor import diagnose, passed
+
+        found = diagnose(s3, to.progress)
+        checks = [{"check": name, **vars(one)} for name, one in found.items()]
+        to.answer({"passed": passed(found), "checks": checks}, answers.doctor_text(checks))
+    if not passed(found):
+        raise typer.Exit(2)
+
+
 def recipe_of(file: Path | None, changes: list[str] | None, num_workers: int | None) -> "Recipe":
     """Read a recipe, or take the default, with the changes of a command line."""
     from cellray.core.recipe import Recipe

@@ -45,7 +45,7 @@ def tracking_uri() -> str:
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if not given:
         return f"sqlite:///{Path.cwd() / '.cellray' / 'mlflow.db'}"
-    file = _sqlite_file(given)
+    file = sqlite_file(given)
     return f"sqlite:///{file}" if file else given
 
 
@@ -149,7 +149,7 @@ def explain(error: Exception, uri: str) -> CellrayError | None:
 @cache
 def _reach(uri: str) -> None:
     """Make sure once a process that the store is there and answers as MLflow does."""
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     if file is not None:
         _make_sqlite(file)
     else:
@@ -231,7 +231,7 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
     """Give the file of an SQLite URI, absolute; None for any other store."""
     if not uri.startswith("sqlite:"):
         return None
@@ -240,7 +240,7 @@ def _sqlite_file(uri: str) -> Path | None:
 
 
 def _artifacts() -> str | None:
-    file = _sqlite_file(tracking_uri())
+    file = sqlite_file(tracking_uri())
     return _artifacts_beside(file) if file else None
 
 
