@@ -12,6 +12,7 @@ import typer
 
 from cellray import __version__
 from cellray.cli_atlas import atlas_verbs
+from cellray.cli_cluster import jobs, submitting
 from cellray.cli_evaluate import evaluating
 from cellray.cli_models import models
 from cellray.cli_train import train_verbs
@@ -39,6 +40,8 @@ app.add_typer(evaluating)
 app.add_typer(verbs)
 app.add_typer(atlas_verbs)
 app.add_typer(models, name="models")
+app.add_typer(submitting)
+app.add_typer(jobs, name="jobs")
 
 
 def _show_version(*, wanted: bool) -> None:

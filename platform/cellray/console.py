@@ -50,6 +50,14 @@ class Console:
         """Tell the user something while work goes on; on stderr, above what is shown of it."""
         print(line, file=sys.stderr, flush=True)
 
+    def text(self, part: str) -> None:
+        """Print a part of an answer that comes by and by, as it is."""
+        print(part, end="", file=self.out, flush=True)
+
+    def note_text(self, part: str) -> None:
+        """Print a part of what is not the answer, as it is; on stderr."""
+        print(part, end="", file=sys.stderr, flush=True)
+
     def answer(self, document: object, text: str) -> None:
         """Print the command's one answer: the document as JSON, or the text for people."""
         self.progress.settle()

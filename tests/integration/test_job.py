@@ -27,7 +27,7 @@ def atlas(tmp_path_factory):
 def submit(cluster, folder, store, *entrypoint):
     """Submit with the runtime environment of cluster/, and the store's address beside it."""
     shipped = yaml.safe_load((ROOT / "cluster" / "runtime_env.yaml").read_text())
-    shipped["env_vars"] = {"MLFLOW_TRACKING_URI": store}
+    shipped["env_vars"]["MLFLOW_TRACKING_URI"] = store
     shipped["excludes"] += [".venv*"]
     (folder / "env.yaml").write_text(yaml.safe_dump(shipped))
     words = ["--address", cluster.dashboard, "--runtime-env", folder / "env.yaml", "--"]

@@ -1,36 +1,27 @@
 """Running ``cellray evaluate`` elsewhere: as a job of a Ray cluster, or as a process here."""
 
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
 
-import cellray
-from cellray.core.errors import CellrayError
+from cellray.cluster.address import Address, ClusterError
+from cellray.cluster.settings import refuse_password
 from cellray.evaluation.suite import Suite
-from cellray.track.runs import git_commit
 from cellray.track.store import scrub, tracking_uri
 
 TAIL = 8
 """Lines of what a failed evaluation has said that are shown."""
 
-LOOK_SECONDS = 2.0
 END_SECONDS = 20.0
 SUITE = "suite.yaml"
-
-
-class ClusterError(CellrayError):
-    """The cluster is away; it may be back later."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +45,7 @@ def runner() -> Runner:
     """
     if os.environ.get("RAY_ADDRESS", "local") in {"", "local"}:
         return in_process
-    uri = tracking_uri()
-    if scrub(uri) != uri:
-        raise CellrayError(
-            "MLFLOW_TRACKING_URI holds a password, which everyone who sees the cluster's jobs sees",
-            "leave it out of the address, and set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD on the cluster",
-        )
+    refuse_password(tracking_uri())
     return in_cluster
 
 
@@ -96,8 +81,8 @@ def in_process(words: Sequence[str], suite: Suite) -> Done:
 def in_cluster(words: Sequence[str], suite: Suite) -> Done:
     """Evaluate as a job of the Ray cluster that ``RAY_ADDRESS`` names, and wait for its end.
 
-    The job is that of ``jobs/evaluate.py``; it ships this cellray and the suite, and is told where
-    MLflow is. Files that the suite names have to be where the cluster's nodes find them.
+    The job is that of ``cellray submit evaluate``; it ships this cellray and the suite, and is told
+    where MLflow is. Files that the suite names have to be where the cluster's nodes find them.
 
     Parameters
     ----------
@@ -109,52 +94,31 @@ def in_cluster(words: Sequence[str], suite: Suite) -> Done:
     ClusterError
         A cluster that does not answer.
     """
-    from ray.job_submission import JobSubmissionClient
+    from cellray.cluster.follow import wait
+    from cellray.cluster.jobs import Jobs, exit_status
+    from cellray.cluster.ship import Shipment
+    from cellray.cluster.submit import make_request
 
-    address = os.environ["RAY_ADDRESS"]
-    with tempfile.TemporaryDirectory(prefix="cellray-") as folder, _reached(address):
-        (Path(folder) / SUITE).write_text(_text(suite))
-        jobs = JobSubmissionClient(address)
-        job = jobs.submit_job(
-            entrypoint=shlex.join(
-                ["python", "-m", "cellray", "evaluate", *words, "--suite", SUITE]
-            ),
-            runtime_env=_environment(folder),
+    cluster = Jobs(Address(os.environ["RAY_ADDRESS"], "RAY_ADDRESS"))
+    with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
+        shipment = Shipment(Path(folder))
+        shipment.write(SUITE, _text(suite))
+        shipment.add_code()
+        request = make_request(
+            "evaluate",
+            ["evaluate", *words, "--suite", SUITE],
+            shipment,
+            name=words[0].removeprefix("models:/"),
+            env={"MLFLOW_TRACKING_URI": tracking_uri()},
         )
+        job = cluster.submit(request)
     try:
-        with _reached(address):
-            while not (status := jobs.get_job_status(job)).is_terminal():
-                time.sleep(LOOK_SECONDS)
-            if status == "SUCCEEDED":
-                return Done(0, ())
-            found = jobs.get_job_info(job)
-            return Done(found.driver_exit_code or 1, _tail(jobs.get_job_logs(job)))
+        status = exit_status(wait(cluster, job))
+        return Done(status, _tail(cluster.logs(job)) if status else ())
     except BaseException:
-        with suppress(OSError, RuntimeError):
-            jobs.stop_job(job)
+        with suppress(ClusterError):
+            cluster.stop(job)
         raise
-
-
-@contextmanager
-def _reached(address: str) -> Iterator[None]:
-    """Turn what Ray's client raises of a cluster that is away into a line."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"no Ray takes jobs at {address}: {str(error).splitlines()[0]}",
-            "check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS to evaluate here",
-        ) from error
-
-
-def _environment(folder: str) -> dict[str, Any]:
-    """Give a job's runtime environment."""
-    told = {"MLFLOW_TRACKING_URI": tracking_uri(), "CELLRAY_GIT_COMMIT": git_commit() or ""}
-    return {
-        "working_dir": folder,
-        "py_modules": [str(Path(cellray.__file__).parent)],
-        "env_vars": told,
-    }
 
 
 def _text(suite: Suite) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from cellray.atlas.store import Atlas
+from cellray.cluster.address import ClusterError
 from cellray.core.errors import CellrayError
 from cellray.evaluation.gates import (
     CHAMPION,
@@ -20,7 +21,7 @@ from cellray.evaluation.gates import (
     protocols,
 )
 from cellray.evaluation.run import MAX_CELLS
-from cellray.evaluation.submit import ClusterError, Done, Runner, runner
+from cellray.evaluation.submit import Done, Runner, runner
 from cellray.evaluation.suite import Suite
 from cellray.track.catalogue import aliases_of, find_model, find_version, show_model
 from cellray.track.evaluations import Evaluation, evaluations_of, options

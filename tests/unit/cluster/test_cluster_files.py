@@ -9,6 +9,8 @@ import jsonschema
 import pytest
 import yaml
 
+from cellray.cli_cluster import VERBS
+
 ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "cluster" / "ray.yaml"
 RAYJOB = ROOT / "cluster" / "kuberay" / "rayjob.yaml"
@@ -115,7 +117,7 @@ def test_image_takes_the_commit_that_runs_record():
 
 def test_shipped_code_does_not_take_the_images_commit():
     text = (ROOT / "cluster" / "runtime_env.yaml").read_text()
-    assert yaml.safe_load(text)["env_vars"] == {"CELLRAY_GIT_COMMIT": ""}
+    assert yaml.safe_load(text)["env_vars"]["CELLRAY_GIT_COMMIT"] == ""
     assert 'env CELLRAY_GIT_COMMIT="$(git describe' in text
 
 
@@ -138,6 +140,6 @@ def test_job_shows_a_command_that_parses(job, parse_command):
     (command,) = re.findall(r"^ *python (jobs/.*)$|-- +python (jobs/.*)$", text, re.MULTILINE)
     script, *arguments = shlex.split(max(command))
     assert script == f"jobs/{job.name}"
-    parsed = parse_command([job.stem, *arguments])
+    parsed = parse_command([*VERBS[job.stem], *arguments])
     recipe = parsed.get("recipe")
     assert recipe is None or (ROOT / recipe).is_file()

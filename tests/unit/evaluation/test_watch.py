@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from cellray.cli import main
+from cellray.cluster.address import ClusterError
 from cellray.core.errors import CellrayError
 from cellray.evaluation import submit, watch
-from cellray.evaluation.submit import ClusterError, Done, in_process, runner
+from cellray.evaluation.submit import Done, in_process, runner
 from cellray.evaluation.suite import Suite
 from cellray.track.catalogue import list_models, show_model
 from cellray.track.promotion import promote
@@ -236,13 +237,7 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch):
         submit.in_cluster(["models:/cells/1"], SUITE)
 
 
-def test_a_job_ships_the_suite_and_this_cellray(registry, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    told = submit._environment("folder")
-    assert told["working_dir"] == "folder"
-    assert told["env_vars"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
-    (module,) = told["py_modules"]
-    assert module.endswith("cellray")
+def test_a_suite_is_written_as_it_was_read():
     assert Suite.of(yaml.safe_load(submit._text(SUITE))) == SUITE
 
 

@@ -1,0 +1,137 @@
+"""What ``submit`` and ``jobs`` answer, laid out for people."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cellray.answers import indent, size, table
+
+SHOWN = 4
+"""Shipped files that are named."""
+
+
+def submitted_text(found: Mapping[str, Any]) -> str:
+    """Lay out what was submitted, and where to watch it."""
+    files = list(found["files"])
+    named = ", ".join(files[:SHOWN]) + (f" and {len(files) - SHOWN} more" if files[SHOWN:] else "")
+    code = (
+        f"{found['code_files']} files of code ({size(found['code_bytes'])}) from {found['code']}"
+        if found["code"]
+        else "no code: the cluster's own cellray runs"
+    )
+    done = "submitted" if found["submitted"] else "would submit"
+    lines = [
+        f"command    {found['entrypoint']}",
+        f"shipped    {code}",
+        *([f"           {named} ({size(found['bytes'])})"] if files else []),
+        f"log        {found['logs']}",
+        f"dashboard  {found['dashboard']}",
+        f"mlflow     {found['mlflow']}",
+    ]
+    return f"{done} {found['id']} to {found['address']}\n" + indent("\n".join(lines))
+
+
+def job_document(job: Any) -> dict[str, Any]:  # noqa: ANN401 - Ray's JobDetails
+    """Give what is known of a job, for programs."""
+    return {
+        "id": job.submission_id,
+        "status": job.status.value.lower(),
+        "name": (job.metadata or {}).get("name"),
+        "verb": (job.metadata or {}).get("verb"),
+        "user": (job.metadata or {}).get("user"),
+        "entrypoint": job.entrypoint,
+        "started": _when(job.start_time),
+        "ended": _when(job.end_time),
+        "seconds": _seconds(job.start_time, job.end_time),
+        "exit_code": job.driver_exit_code,
+        "message": job.message,
+    }
+
+
+def jobs_text(found: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out a list of jobs."""
+    if not found:
+        return "no jobs"
+    header = ("job", "status", "user", "started", "took")
+    rows = [
+        (job["id"], job["status"], job["user"] or "", job["started"], duration(job["seconds"]))
+        for job in found
+    ]
+    return table(header, rows)
+
+
+def job_text(job: Mapping[str, Any]) -> str:
+    """Lay out how a job stands."""
+    lines = [
+        f"command    {job['entrypoint']}",
+        f"started    {job['started']}, {duration(job['seconds'])} ago"
+        if job["ended"] is None
+        else f"ran        {job['started']} to {job['ended']}, {duration(job['seconds'])}",
+        f"log        cellray jobs logs {job['id']}",
+    ]
+    if job["status"] == "failed":
+        lines += [f"why        {line}" for line in why(job)]
+    elif job["status"] == "pending":
+        lines.append(f"why        {(job['message'] or '').strip()}")
+    return f"{job['id']}: {_state(job)}\n" + indent("\n".join(lines))
+
+
+def ended_text(job: Mapping[str, Any]) -> str:
+    """Say how a followed job has ended."""
+    lines = [f"{job['id']}: {_state(job)} after {duration(job['seconds'])}"]
+    if "No module named cellray" in (job["message"] or ""):
+        lines.append("the cluster's image holds no cellray; leave out --no-code")
+    return "\n".join(lines)
+
+
+def stopped_text(job: Mapping[str, Any]) -> str:
+    """Say what has become of a job that was asked to end."""
+    if job["status"] in {"pending", "running"}:
+        return f"{job['id']}: still ending; see 'cellray jobs status {job['id']}'"
+    more = f"\nto go on: {job['resume']}" if job["resume"] else ""
+    return f"{job['id']}: {_state(job)} after {duration(job['seconds'])}{more}"
+
+
+def detached_text(job: str) -> str:
+    """Say that a job goes on without its watcher."""
+    return (
+        f"detached: {job} goes on; 'cellray jobs logs {job} --follow' follows it again, "
+        f"'cellray jobs stop {job}' ends it"
+    )
+
+
+def why(job: Mapping[str, Any]) -> list[str]:
+    """Give the last lines of what a failed job has said."""
+    lines = [line for line in (job["message"] or "").splitlines() if line.strip()]
+    return lines[-3:]
+
+
+def duration(seconds: float | None) -> str:
+    """Write a duration in its two largest units."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _state(job: Mapping[str, Any]) -> str:
+    code = job["exit_code"]
+    return (
+        f"{job['status']} with status {code}"
+        if job["status"] == "failed" and code
+        else (str(job["status"]))
+    )
+
+
+def _when(milliseconds: int | None) -> str | None:
+    if not milliseconds:
+        return None
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(milliseconds / 1000))
+
+
+def _seconds(start: int | None, end: int | None) -> float | None:
+    return ((end or time.time() * 1000) - start) / 1000 if start else None

@@ -1,0 +1,320 @@
+"""``cellray submit`` and ``jobs``: verbs run on a cluster, and looked after from any shell."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cellray import answers_jobs
+from cellray.cli_verbs import Json, examples, recipe_of
+from cellray.console import Console, console
+from cellray.core.errors import CellrayError, suggest
+
+if TYPE_CHECKING:
+    from cellray.cluster.jobs import Jobs
+
+VERBS = {
+    "ingest": ("ingest",),
+    "build_atlas": ("ingest",),
+    "split": ("split",),
+    "inspect": ("inspect",),
+    "pretrain": ("pretrain",),
+    "sweep": ("sweep",),
+    "evaluate": ("evaluate",),
+    "leaderboard": ("leaderboard",),
+    "embed": ("embed",),
+    "promote": ("models", "promote"),
+    "pipeline": ("pipeline",),
+}
+"""What can be submitted: the words of the command, by a job's verb."""
+
+DETACHED = 130
+STOP_SECONDS = 90.0
+"""How long ``jobs stop`` waits for a job's end: longer than a job may take for its checkpoint."""
+
+submitting = typer.Typer()
+jobs = typer.Typer(help="List, follow and stop the jobs of a cluster.")
+
+At = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        help="Ray's dashboard; else RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or the local cluster.",
+    ),
+]
+JobId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="A job's id, the beginning of one, or 'last'."),
+]
+
+
+@submitting.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog=examples(
+        "cellray submit pretrain --recipe configs/pretrain/masked.yaml --atlas s3://b/pbmc "
+        "--name pbmc --storage s3://b/runs --follow",
+        "cellray submit evaluate models:/pbmc@champion --atlas s3://b/pbmc --label cell_type",
+        "cellray submit sweep --recipe configs/sweep/masked.yaml --atlas s3://b/pbmc --name pbmc "
+        "--storage s3://b/runs --resources CPU=1,memory=4GiB",
+        "cellray submit promote pbmc --from challenger --address http://head:8265 --dry-run",
+    ),
+)
+def submit(
+    context: typer.Context,
+    verb: Annotated[str, typer.Argument(metavar="VERB", help=f"What to run: {', '.join(VERBS)}.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORDS]...", help="The verb's own arguments and options."),
+    ] = None,
+    *,
+    address: At = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show the log until the end; Ctrl-C detaches.")
+    ] = False,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Variable of the job; no secrets. Repeatable."),
+    ] = None,
+    resources: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="What the job's own process takes: CPU=1,GPU=1,memory=4GiB, a resource, or a "
+            "node's label. Repeatable.",
+        ),
+    ] = None,
+    job_name: Annotated[
+        str | None, typer.Option(help="Readable part of the job's id, in place of the model's.")
+    ] = None,
+    pip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PACKAGE", help="Package that the nodes install. Repeatable."),
+    ] = None,
+    no_code: Annotated[
+        bool, typer.Option("--no-code", help="Use the cellray that the cluster's image holds.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be sent; submit nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run a verb as a job of a Ray cluster.
+
+    The code and the files that the words name (recipe, suite, gene sets) go along; data stays
+    where it is. Words of the verb that are also options here, such as --json, are taken here.
+    """
+    with console(as_json=json) as to:
+        from cellray.cluster.address import find_address
+        from cellray.cluster.jobs import Jobs
+        from cellray.cluster.settings import (
+            environment,
+            refuse_secrets,
+            tracking,
+        )
+        from cellray.cluster.settings import resources as read_resources
+        from cellray.cluster.ship import Shipment
+        from cellray.cluster.submit import make_request, watch_places
+        from cellray.cluster.words import fit_words, title
+
+        command, parsed = _parse(context, verb, words or [])
+        told, taken = environment(env or ()), read_resources(resources or ())
+        refuse_secrets(words or ())
+        where = find_address(address)
+        with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
+            shipment = Shipment(Path(folder))
+            fitted = fit_words(command, parsed, shipment)
+            _check(verb, fitted.values)
+            cluster = Jobs(where)
+            here = cluster.is_here()
+            told = {**where.env, **told}
+            told["MLFLOW_TRACKING_URI"] = tracking(told, here=here)
+            fitted.words += _storage(command, fitted.values, here=here)
+            if not no_code:
+                shipment.add_code()
+            request = make_request(
+                verb,
+                [*VERBS[verb], *fitted.words],
+                shipment,
+                name=job_name or title(fitted.values),
+                env=told,
+                resources=taken,
+                pip=pip or (),
+            )
+            for line in shipment.absent:
+                to.note(f"{line}, which is not shipped: the cluster's nodes must see it")
+            if fitted.places and not here:
+                to.note(
+                    f"not shipped, and to be seen by the cluster's nodes: "
+                    f"{', '.join(dict.fromkeys(fitted.places))}"
+                )
+            if not dry_run:
+                cluster.submit(request)
+            document = {
+                "id": request.id,
+                "submitted": not dry_run,
+                "address": cluster.url,
+                "entrypoint": request.entrypoint,
+                "env": told,
+                "resources": taken,
+                "code": shipment.code,
+                "code_files": shipment.code_files,
+                "code_bytes": shipment.code_bytes,
+                "files": shipment.files,
+                "bytes": shipment.size,
+                **watch_places(cluster, request.id, told["MLFLOW_TRACKING_URI"]),
+            }
+        text = answers_jobs.submitted_text(document)
+        if not follow or dry_run:
+            to.answer(document, text)
+            return
+        to.note(text)
+        _follow(to, cluster, request.id)
+
+
+@jobs.command("list", epilog=examples("cellray jobs list", "cellray jobs list --json"))
+def list_jobs(*, address: At = None, json: Json = False) -> None:
+    """List the cluster's jobs, the newest first."""
+    with console(as_json=json) as to:
+        found = [answers_jobs.job_document(job) for job in _cluster(address).list()]
+        to.answer(found, answers_jobs.jobs_text(found))
+
+
+@jobs.command(
+    epilog=examples("cellray jobs status last", "cellray jobs status pretrain-pbmc-20261129")
+)
+def status(job: JobId, *, address: At = None, json: Json = False) -> None:
+    """Say how a job stands."""
+    with console(as_json=json) as to:
+        document = answers_jobs.job_document(_cluster(address).find(job))
+        to.answer(document, answers_jobs.job_text(document))
+
+
+@jobs.command(epilog=examples("cellray jobs logs last --follow", "cellray jobs logs pretrain-pbmc"))
+def logs(
+    job: JobId,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until the job's end; Ctrl-C detaches.")
+    ] = False,
+    address: At = None,
+    json: Json = False,
+) -> None:
+    """Print what a job has written.
+
+    With --follow the exit status is the job's: 0, its own, or 143 where it was stopped.
+    """
+    with console(as_json=json) as to:
+        cluster = _cluster(address)
+        found = str(cluster.find(job).submission_id)
+        if follow:
+            _follow(to, cluster, found)
+        else:
+            said = cluster.logs(found)
+            to.answer({"id": found, "log": said}, said.rstrip("\n"))
+
+
+@jobs.command(epilog=examples("cellray jobs stop last", "cellray jobs stop pretrain-pbmc-20261129"))
+def stop(job: JobId, *, address: At = None, json: Json = False) -> None:
+    """End a job: a pre-training run writes a checkpoint first, from which it can go on."""
+    with console(as_json=json) as to:
+        from cellray.cluster.follow import resumption, wait
+        from cellray.cluster.jobs import ended
+
+        cluster = _cluster(address)
+        found = cluster.find(job)
+        name = str(found.submission_id)
+        if ended(found):
+            raise CellrayError(
+                f"job {name} has ended before: {found.status.value.lower()}",
+                f"see 'cellray jobs logs {name}'",
+            )
+        cluster.stop(name)
+        to.note(f"stopping {name}")
+        document = answers_jobs.job_document(wait(cluster, name, STOP_SECONDS))
+        document["resume"] = resumption(cluster.logs(name))
+        to.answer(document, answers_jobs.stopped_text(document))
+
+
+def _cluster(address: str | None) -> "Jobs":
+    from cellray.cluster.address import find_address
+    from cellray.cluster.jobs import Jobs
+
+    return Jobs(find_address(address))
+
+
+def _follow(to: Console, cluster: "Jobs", job: str) -> None:
+    """Show a job's log until its end, and end as it does."""
+    from cellray.cluster.follow import follow
+    from cellray.cluster.jobs import exit_status
+
+    write = to.note_text if to.as_json else to.text
+    try:
+        document = answers_jobs.job_document(found := follow(cluster, job, write))
+    except KeyboardInterrupt:
+        to.note(answers_jobs.detached_text(job))
+        raise typer.Exit(DETACHED) from None
+    if to.as_json:
+        to.answer(document, "")
+    to.note(answers_jobs.ended_text(document))
+    if code := exit_status(found):
+        raise typer.Exit(code)
+
+
+def _parse(context: typer.Context, verb: str, words: Sequence[str]) -> tuple[Any, Any]:
+    """Parse a verb's words with its own command, so that a slip is found before anything is sent.
+
+    Raises
+    ------
+    CellrayError
+        No such verb.
+    """
+    command: Any = context.find_root().command
+    path = VERBS.get(verb, ())
+    for word in path:
+        command = command.commands.get(word)
+        path = path if command is not None else ()
+    if not path:
+        raise CellrayError(f"no verb '{verb}' to submit", suggest(verb, VERBS))
+    return command, command.make_context(" ".join(("cellray", *path)), list(words))
+
+
+def _check(verb: str, values: dict[str, Any]) -> None:
+    """Read the recipe or the suite, so that a slip in it is found before anything is sent.
+
+    Raises
+    ------
+    CellrayError
+        Keys or values that cannot be.
+    """
+    if verb == "sweep" and values.get("recipe"):
+        from cellray.tuning.settings import Sweep
+
+        Sweep.load(values["recipe"], values.get("changes") or ())
+    elif verb == "pretrain" and not values.get("resume"):
+        recipe_of(values.get("recipe"), values.get("changes"), values.get("num_workers"))
+    elif values.get("suite") and verb in {"evaluate", "leaderboard", "promote"}:
+        from cellray.evaluation.suite import Suite
+
+        Suite.load(values["suite"])
+
+
+def _storage(command: Any, values: dict[str, Any], *, here: bool) -> list[str]:  # noqa: ANN401
+    """Name a place for checkpoints: those in a job's own folder would go with it.
+
+    Raises
+    ------
+    CellrayError
+        None is given, and this machine's folders are not the cluster's.
+    """
+    takes = any(parameter.name == "storage" for parameter in command.params)
+    if not takes or values.get("storage") or values.get("resume") or values.get("dry_run"):
+        return []
+    if not here:
+        raise CellrayError(
+            "--storage is missing: a job's own folder goes when it ends, and checkpoints with it",
+            "give --storage s3://bucket/runs, or a folder that all nodes share",
+        )
+    return [f"--storage={Path.cwd() / '.cellray' / 'runs'}"]

@@ -1,0 +1,109 @@
+"""Where jobs go: the cluster's dashboard, and what lets one in."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cellray.core.errors import CellrayError
+
+LOCAL = Path(".cellray") / "cluster" / "state.json"
+"""What ``cellray cluster up`` leaves in the working folder."""
+
+VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+MEND = "give --address http://HOST:8265, set RAY_API_SERVER_ADDRESS, or run 'cellray cluster up'"
+
+
+class ClusterError(CellrayError):
+    """The cluster is away, or refuses; it may be back later."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a cluster takes jobs.
+
+    Attributes
+    ----------
+    url
+        Of its dashboard; or what Ray itself makes one of, such as ``HOST:6379``.
+    source
+        What has named it.
+    headers
+        What lets one in, where the environment does not say it.
+    env
+        What jobs are told on this cluster, and no secret.
+    """
+
+    url: str
+    source: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_address(given: str | None = None) -> Address:
+    """Choose the cluster.
+
+    Parameters
+    ----------
+    given
+        The value of ``--address``. Without it the environment names the cluster; or else it is the
+        one that ``cellray cluster up`` has started from this folder.
+
+    Raises
+    ------
+    CellrayError
+        Nothing names one, or what is named is no address of a dashboard.
+    """
+    if given is not None:
+        return _known(_checked(given, "--address"))
+    for name in VARIABLES:
+        if value := os.environ.get(name):
+            return _known(_checked(value, name))
+    ray = os.environ.get("RAY_ADDRESS", "")
+    if ray.startswith(("http://", "https://")):
+        return _known(_checked(ray, "RAY_ADDRESS"))
+    found = _local()
+    if found is not None:
+        return found
+    raise CellrayError("no cluster is named", MEND)
+
+
+def _checked(url: str, source: str) -> Address:
+    """Refuse what cannot be a dashboard's address."""
+    text = url if "://" in url else f"http://{url}"
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        good = False
+    if not good:
+        raise CellrayError(
+            f"{source} is {url!r}, and no address of a Ray dashboard",
+            "give one such as http://127.0.0.1:8265; jobs go to the dashboard's port",
+        )
+    if parts.username or parts.password:
+        raise CellrayError(
+            f"{source} holds a user or a password",
+            "leave them out; Ray's token is taken from RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN",
+        )
+    return Address(text.rstrip("/"), source)
+
+
+def _known(address: Address) -> Address:
+    """Let one into the local cluster when it is the one that is named."""
+    local = _local()
+    return local if local is not None and local.url == address.url else address
+
+
+def _local() -> Address | None:
+    """Give the cluster that was started from this folder."""
+    try:
+        state = json.loads(LOCAL.read_text())
+        url, token = str(state["dashboard"]), Path(state["token"])
+        env = {"MLFLOW_TRACKING_URI": str(state["mlflow"])} if state.get("mlflow") else {}
+        headers = {"Authorization": f"Bearer {token.read_text().strip()}"}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # there is none, or one that is gone
+    return Address(url.rstrip("/"), str(LOCAL), headers, env)

@@ -1,0 +1,266 @@
+"""Jobs of a Ray cluster, from outside: submitted, listed, followed, stopped."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobSubmissionClient
+
+from cellray.cluster.address import Address, ClusterError
+from cellray.core.errors import CellrayError, suggest
+
+REQUEST_SECONDS = 60.0
+KNOCK_SECONDS = 10.0
+LAST = "last"
+"""Stands for the job that was submitted last."""
+
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+"""What Ray's client follows rather than the address that it is given."""
+
+CHATTERING = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a cluster.
+
+    Attributes
+    ----------
+    id
+        Of the job.
+    entrypoint
+        The command.
+    runtime_env
+        As of `ray.runtime_env.RuntimeEnv`.
+    metadata
+        Beside the job, for all to see.
+    resources
+        More arguments of Ray's ``submit_job``: what the command itself takes of the cluster.
+    """
+
+    id: str
+    entrypoint: str
+    runtime_env: Mapping[str, Any]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Jobs:
+    """The jobs of one cluster.
+
+    Parameters
+    ----------
+    address
+        Where it takes jobs.
+
+    Raises
+    ------
+    ClusterError
+        Nothing answers there, or it is no Ray, or it wants another token or another version.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        with self._reached(), _address_alone():
+            self._client = _Client(address.url, headers=dict(address.headers))
+        self.url = self._client.get_address()
+        self.version = self._client.version
+        mine, theirs = ray.__version__.split(".")[:2], self.version.split(".")[:2]
+        if mine != theirs:
+            raise ClusterError(
+                f"the cluster at {self.url} runs Ray {self.version}, and this is {ray.__version__}",
+                f"use a cluster of Ray {'.'.join(mine)}, such as the image of cluster/Dockerfile",
+            )
+
+    def is_here(self) -> bool:
+        """Say whether all its nodes are this machine; a tunnel's address would not say so."""
+        with suppress(requests.RequestException, ValueError, KeyError, TypeError):
+            found = self._client.ask("/nodes?view=hostNameList").json()["data"]["hostNameList"]
+            return set(found) == {socket.gethostname()}
+        return False
+
+    def submit(self, request: Request) -> str:
+        """Submit a job and give its id.
+
+        Raises
+        ------
+        ClusterError
+            The cluster does not take it.
+        """
+        with self._reached():
+            return self._client.submit_job(
+                entrypoint=request.entrypoint,
+                submission_id=request.id,
+                runtime_env=dict(request.runtime_env),
+                metadata=dict(request.metadata),
+                **request.resources,
+            )
+
+    def list(self) -> list[JobDetails]:
+        """List the jobs that were submitted, the newest first."""
+        with self._reached():
+            found = [job for job in self._client.list_jobs() if job.submission_id]
+        return sorted(found, key=lambda job: job.start_time or 0, reverse=True)
+
+    def find(self, name: str) -> JobDetails:
+        """Find a job by its id, by the beginning of one, or as the ``last``.
+
+        Raises
+        ------
+        CellrayError
+            There is none, or several begin so.
+        """
+        known = self.list()
+        ids = [str(job.submission_id) for job in known]
+        if name == LAST and known:
+            return known[0]
+        found = [job for job in known if job.submission_id == name] or [
+            job for job in known if str(job.submission_id).startswith(name)
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            shown = ", ".join(str(job.submission_id) for job in found[:4])
+            raise CellrayError(
+                f"{len(found)} jobs begin with '{name}': {shown}", "give more of the id"
+            )
+        raise CellrayError(f"no job '{name}' at {self.url}", suggest(name, ids))
+
+    def info(self, job: str) -> JobDetails:
+        """Tell how a job stands."""
+        with self._reached():
+            return self._client.get_job_info(job)
+
+    def logs(self, job: str) -> str:
+        """Give all that a job has written."""
+        with self._reached():
+            return self._client.get_job_logs(job)
+
+    def stop(self, job: str) -> bool:
+        """Ask a job to end; say whether it was there to be ended."""
+        with self._reached():
+            return self._client.stop_job(job)
+
+    def tail(self, job: str) -> Any:  # noqa: ANN401 - Ray's asynchronous iterator
+        """Follow what a job writes, from its beginning."""
+        return self._client.tail_job_logs(job)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Turn what Ray's client raises into a line.
+
+        Raises
+        ------
+        ClusterError
+            In place of it.
+        """
+        url = self.address.url
+        try:
+            yield
+        except AuthenticationError as error:
+            raise _refused(url, str(error)) from error
+        except requests.Timeout as error:
+            raise ClusterError(
+                f"the cluster at {url} does not answer in time",
+                "check the address, the network, and that the head node is not overloaded",
+            ) from error
+        except (requests.ConnectionError, ConnectionError) as error:
+            raise ClusterError(
+                f"no Ray takes jobs at {url}: nothing listens there", CHECK
+            ) from error
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ClusterError(f"no Ray takes jobs at {url}: {line[:200]}", CHECK) from error
+
+
+CHECK = "check the address (the dashboard's port, 8265 unless told), and that the cluster is up"
+
+
+def _refused(url: str, said: str) -> ClusterError:
+    """Say what is wrong with the token."""
+    if said.startswith("Authentication required"):
+        return ClusterError(
+            f"the cluster at {url} wants a token, and none was sent",
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file that holds it",
+        )
+    if said.startswith("Authentication failed"):
+        return ClusterError(
+            f"the cluster at {url} refuses the token",
+            "set RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN, to the one that it was started with",
+        )
+    return ClusterError(
+        f"no token for the cluster at {url}: {said.partition('. ')[0]}",
+        "set RAY_AUTH_TOKEN_PATH to a file that holds it",
+    )
+
+
+class _Client(JobSubmissionClient):
+    """Ray's client, with patience that ends."""
+
+    version = "unknown"
+
+    def ask(self, path: str) -> requests.Response:
+        """Ask for a page of the dashboard."""
+        return self._do_request("GET", path, timeout=KNOCK_SECONDS)
+
+    def _check_connection_and_version(self, *_: object, **__: object) -> None:
+        """Find out the version, once.
+
+        Raises
+        ------
+        ValueError
+            What answers is no dashboard of Ray's.
+        """
+        if self._server_ray_version is None:
+            response = self.ask("/api/version")
+            try:
+                self.version = str(response.json()["ray_version"])
+            except (ValueError, KeyError, TypeError) as error:
+                msg = "what answers there is no Ray dashboard"
+                raise ValueError(msg) from error
+            self._server_ray_version = self.version
+
+    def _do_request(self, *args: Any, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - Ray's
+        return super()._do_request(*args, **{"timeout": REQUEST_SECONDS, **kwargs})
+
+
+@contextmanager
+def _address_alone() -> Iterator[None]:
+    """Hide the variables that Ray's client follows rather than the address, and its chatter."""
+    for name in CHATTERING:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    kept = {name: os.environ.pop(name) for name in OVERRIDING if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def ended(job: JobDetails) -> bool:
+    """Say whether a job has come to its end."""
+    return str(job.status.value) in ENDED
+
+
+def exit_status(job: JobDetails) -> int:
+    """Give the exit status that a job's end comes to: its own, 143 where it was stopped."""
+    status = str(job.status.value)
+    if status == "SUCCEEDED":
+        return 0
+    return 143 if status == "STOPPED" else int(job.driver_exit_code or 1)
+
+
+def tail_lines(said: str, count: int) -> Sequence[str]:
+    """Give the last lines that say something."""
+    return [line.rstrip() for line in said.splitlines() if line.strip()][-count:]

@@ -1,0 +1,176 @@
+"""What a job takes along: the code, and the files that its words name. No data, nothing else."""
+
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+import cellray
+from cellray.core.errors import CellrayError
+
+LARGEST = 20_000_000
+"""Bytes of a file that is shipped; what is larger is data."""
+
+DATA = (".h5ad", ".h5mu", ".h5", ".zarr", ".parquet")
+NAMED = (".yaml", ".yml")
+"""Files that may name others."""
+
+
+@dataclass
+class Shipment:
+    """A folder that becomes a job's working folder, and the code beside it.
+
+    Parameters
+    ----------
+    folder
+        An empty folder for what is shipped.
+
+    Attributes
+    ----------
+    files
+        What is shipped, by its name in the job's working folder.
+    absent
+        What a shipped file names and stays here.
+    code
+        Where the code came from; None where the cluster's own is used.
+    """
+
+    folder: Path
+    files: dict[str, Path] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    code: str | None = None
+    code_files: int = 0
+    code_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.job.mkdir()
+
+    @property
+    def job(self) -> Path:
+        """What becomes the job's working folder."""
+        return self.folder / "job"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files beside the code."""
+        return sum((self.job / name).stat().st_size for name in self.files)
+
+    def add(self, given: str | Path) -> str:
+        """Ship a file, and those that it names, and give its name in the job.
+
+        Raises
+        ------
+        CellrayError
+            It is not there, or too large to be anything but data.
+        """
+        path = Path(given).expanduser()
+        name = self._copy(path)
+        if path.suffix in NAMED:
+            try:
+                content = yaml.safe_load(path.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError):
+                return name  # the verb itself says what is wrong with it
+            for text in _texts(content):
+                self._follow(text, path)
+        return name
+
+    def write(self, name: str, text: str) -> None:
+        """Ship a file that is made here."""
+        (self.job / name).write_text(text)
+        self.files[name] = self.job / name
+
+    def add_code(self) -> None:
+        """Ship this cellray: what a wheel in dist/ holds if it is newer than the code."""
+        package = Path(cellray.__file__).parent
+        wheel = newest_wheel(package)
+        target = self.folder / "code" / "cellray"
+        if wheel is not None:
+            with zipfile.ZipFile(wheel) as archive:
+                inside = [name for name in archive.namelist() if name.startswith("cellray/")]
+                archive.extractall(target.parent, inside)
+        else:
+            shutil.copytree(package, target, ignore=shutil.ignore_patterns("__pycache__"))
+        self.code = str(wheel or package)
+        held = [path for path in target.rglob("*") if path.is_file()]
+        self.code_files, self.code_bytes = len(held), sum(path.stat().st_size for path in held)
+
+    def runtime_env(self) -> dict[str, Any]:
+        """Give the parts of Ray's runtime environment that ship it."""
+        shipped: dict[str, Any] = {"working_dir": str(self.job)}
+        if self.code is not None:
+            shipped["py_modules"] = [str(self.folder / "code" / "cellray")]
+        return shipped
+
+    def _follow(self, text: str, where: Path) -> None:
+        """Ship what a shipped file names, if it is a small file below the working folder."""
+        path = Path(text).expanduser()
+        try:
+            there, is_file = path.exists(), path.is_file()
+        except (OSError, ValueError):  # a text too long or odd to be a name
+            return
+        if not there or str(text) in {".", ".."} or not re.search(r"[./]", text):
+            return
+        inside = not path.is_absolute() and ".." not in path.parts
+        if is_file and inside and path.suffix not in DATA and path.stat().st_size <= LARGEST:
+            self._copy(path)
+        else:
+            self.absent.append(f"{where} names {text}")
+
+    def _copy(self, path: Path) -> str:
+        if not path.is_file():
+            raise CellrayError(f"no file {path}", "check the path")
+        if path.stat().st_size > LARGEST:
+            raise CellrayError(
+                f"{path} has {path.stat().st_size:,} bytes: it is not shipped with a job",
+                "put it where the cluster's nodes see it, and give that path",
+            )
+        name = str(PurePosixPath(*path.parts)) if _below(path) else path.name
+        number = 1
+        while name in self.files and self.files[name] != path.absolute():
+            number += 1
+            name = f"{number}-{path.name}"
+        self.files[name] = path.absolute()
+        target = self.job / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        return name
+
+
+def newest_wheel(package: Path) -> Path | None:
+    """Find the wheel of this version beside a working tree's package, if it is newer than the code.
+
+    Parameters
+    ----------
+    package
+        The folder of the package.
+    """
+    wheels = package.parent.parent.glob(f"dist/cellray-{cellray.__version__}-*.whl")
+    built = max(wheels, key=lambda path: path.stat().st_mtime, default=None)
+    if built is None:
+        return None
+    changed = max(
+        path.stat().st_mtime
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    )
+    return built if built.stat().st_mtime >= changed else None
+
+
+def _below(path: Path) -> bool:
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _texts(content: Any) -> Iterator[str]:  # noqa: ANN401 - YAML
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict):
+        for value in content.values():
+            yield from _texts(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _texts(value)

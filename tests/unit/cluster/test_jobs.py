@@ -1,0 +1,190 @@
+"""Where jobs go, what they are told, and what is said of what answers there."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import ray
+
+from cellray.cli import main
+from cellray.cluster import settings
+from cellray.cluster.address import find_address
+from cellray.cluster.follow import resumption
+from cellray.cluster.submit import job_id
+from cellray.core.errors import CellrayError
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """A working folder without a cluster, and an environment that names none."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def local(alone):
+    """What ``cellray cluster up`` leaves."""
+    folder = alone / ".cellray" / "cluster"
+    folder.mkdir(parents=True)
+    (folder / "token").write_text("t0ken\n")
+    state = {
+        "dashboard": "http://127.0.0.1:8265",
+        "mlflow": "http://127.0.0.1:5000",
+        "token": str(folder / "token"),
+    }
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+def test_an_address_is_taken_from_the_first_that_names_one(monkeypatch, local):
+    assert find_address().url == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")  # where drivers join, not where jobs go
+    assert find_address().url == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "https://ray:8265/")
+    assert find_address().url == "https://ray:8265"
+    monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", "dashboard:8265")
+    assert find_address().url == "http://dashboard:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://server:8265")
+    assert find_address().url == "http://server:8265"
+    assert find_address("http://told:8265").url == "http://told:8265"
+
+
+def test_a_local_cluster_lets_one_in_and_names_its_mlflow(local):
+    for found in (find_address(), find_address("http://127.0.0.1:8265")):
+        assert found.headers == {"Authorization": "Bearer t0ken"}
+        assert found.env == {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
+        assert "t0ken" not in repr(found)
+    assert find_address("http://other:8265").headers == {}
+
+
+@pytest.mark.parametrize("given", ["http://", "ftp://x", "http://x:port", "http://x:99999"])
+def test_what_is_no_address_is_refused(given):
+    with pytest.raises(CellrayError, match="no address of a Ray dashboard"):
+        find_address(given)
+
+
+def test_no_password_stands_in_an_address():
+    with pytest.raises(CellrayError, match="holds a user or a password") as error:
+        find_address("http://ann:secret@head:8265")
+    assert "secret" not in str(error.value)
+
+
+def test_without_a_cluster_it_is_said_what_to_give(capfd):
+    assert main(["jobs", "list"]) == 2
+    assert "give --address http://HOST:8265" in capfd.readouterr().err
+
+
+@contextmanager
+def answering(status, body):
+    """A server that gives one answer to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (200, "<html>", "what answers there is no Ray dashboard"),
+        (404, "gone", "what answers there is no Ray dashboard"),
+        (200, '{"ray_version": "2.9.1"}', f"runs Ray 2.9.1, and this is {ray.__version__}"),
+        (401, "Unauthorized", "wants a token, and none was sent; set RAY_AUTH_MODE=token"),
+        (403, "Forbidden", "refuses the token"),
+    ],
+)
+def test_what_is_no_cluster_of_ours_is_said_in_a_line(status, body, said, capfd):
+    with answering(status, body) as url:
+        assert main(["jobs", "list", "--address", url]) == 2
+    line = capfd.readouterr().err.strip()
+    assert said in line
+    assert "\n" not in line
+
+
+def test_the_given_address_counts_and_not_the_environments(monkeypatch, capfd):
+    """Ray's own client would ask the environment's."""
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    with answering(200, '{"ray_version": "2.9.1"}') as url:
+        assert main(["jobs", "list", "--address", url]) == 2
+    assert f"the cluster at {url} runs Ray 2.9.1" in capfd.readouterr().err
+
+
+def test_nothing_listens(capfd):
+    assert main(["jobs", "list", "--address", "http://127.0.0.1:1", "--json"]) == 2
+    said = capfd.readouterr()
+    assert "nothing listens there" in said.err
+    assert json.loads(said.out)["mend"].startswith("check the address")
+
+
+def test_resources_are_those_of_rays_client():
+    given = ["CPU=1,GPU=2", "memory=4GiB", "special=0.5", "ray.io/zone=a"]
+    assert settings.resources(given) == {
+        "entrypoint_num_cpus": 1.0,
+        "entrypoint_num_gpus": 2.0,
+        "entrypoint_memory": 4 * 2**30,
+        "entrypoint_resources": {"special": 0.5},
+        "entrypoint_label_selector": {"ray.io/zone": "a"},
+    }
+    assert settings.resources(["memory=500MB"]) == {"entrypoint_memory": 500_000_000}
+    assert settings.resources([]) == {}
+    for wrong in ("CPU", "CPU=-1", "memory=", "=3", "CPU=inf"):
+        with pytest.raises(CellrayError):
+            settings.resources([wrong])
+
+
+@pytest.mark.parametrize(
+    "name", ["AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD", "my_secret"]
+)
+def test_names_of_secrets_are_refused(name):
+    with pytest.raises(CellrayError, match="in the environment of the cluster's nodes"):
+        settings.environment([f"{name}=x"])
+
+
+def test_other_variables_are_passed_on():
+    given = ["TOKENIZERS_PARALLELISM=false", "AWS_ENDPOINT_URL=http://s3:9000", "A=b=c", "E="]
+    assert settings.environment(given) == dict(word.split("=", 1) for word in given)
+
+
+def test_where_mlflow_is_must_be_seen_by_the_cluster(monkeypatch, alone):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert settings.tracking({}, here=True) == f"sqlite:///{alone}/.cellray/mlflow.db"
+    with pytest.raises(CellrayError, match="on this machine and not on the cluster's"):
+        settings.tracking({}, here=False)
+    env = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    assert settings.tracking(env, here=False) == "http://mlflow:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@mlflow:5000")
+    with pytest.raises(CellrayError, match="holds a password"):
+        settings.tracking({}, here=True)
+
+
+def test_ids_are_readable_and_unique():
+    made = {job_id("evaluate", "pbmc@champion / x") for _ in range(20)}
+    assert len(made) == 20
+    for one in made:
+        assert one.startswith("evaluate-pbmc-champion-x-20")
+    assert job_id("inspect", "").count("-") == 3
+
+
+def test_the_command_that_goes_on_is_found_in_a_log():
+    log = "x\nto go on with this run: cellray pretrain --resume 4f1c9e2a\nterminated\n"
+    assert resumption(log) == "cellray pretrain --resume 4f1c9e2a"
+    assert resumption("nothing") is None

@@ -1,0 +1,212 @@
+"""What a job takes along, and how its words are written anew."""
+
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import cellray
+from cellray.cli import app, main
+from cellray.cli_cluster import VERBS, _parse
+from cellray.cluster import ship
+from cellray.cluster.ship import Shipment, newest_wheel
+from cellray.cluster.words import fit_words, title
+from cellray.core.errors import CellrayError
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A working folder with a recipe, gene sets that it names, and things that stay."""
+    folder = tmp_path / "work"
+    (folder / "configs").mkdir(parents=True)
+    (folder / "sets.gmt").write_text("set\tabout\ta\tb\n")
+    (folder / "configs" / "recipe.yaml").write_text(
+        "views:\n- name: programme_mask\n  gene_sets: sets.gmt\n"
+    )
+    (folder / ".venv").mkdir()
+    (folder / "atlas.zarr").mkdir()
+    (folder / "cells.h5ad").write_text("counts")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def shipment(tmp_path):
+    (tmp_path / "shipped").mkdir()
+    return Shipment(tmp_path / "shipped")
+
+
+def fit(shipment, *words):
+    """Fit the words of a verb as ``cellray submit`` does."""
+    root = typer.main.get_command(app)
+    context = root.make_context("cellray", [], resilient_parsing=True)
+    return fit_words(*_parse(context, words[0], words[1:]), shipment)
+
+
+def shipped(shipment):
+    return {
+        str(path.relative_to(shipment.job)) for path in shipment.job.rglob("*") if path.is_file()
+    }
+
+
+def test_the_recipe_and_what_it_names_are_shipped_and_nothing_else(work, shipment):
+    words = ["--recipe", "configs/recipe.yaml", "--atlas", "atlas.zarr", "--name=x"]
+    fitted = fit(shipment, "pretrain", *words, "--set", "train.epochs=3", "--set", "seed=1")
+    assert shipped(shipment) == {"configs/recipe.yaml", "sets.gmt"}
+    assert shipment.absent == []
+    assert fitted.places == [str(work / "atlas.zarr")]
+    assert fitted.words == [
+        f"--atlas={work}/atlas.zarr",
+        "--name=x",
+        "--recipe=configs/recipe.yaml",
+        "--set=train.epochs=3",
+        "--set=seed=1",
+    ]
+    assert fitted.values["name"] == "x"
+
+
+def test_the_words_parse_again_to_the_same_values(work, shipment):
+    given = ["cells.h5ad", "--out", "s3://b/x/", "--obs=-odd,b", "--append", "--memory", "3"]
+    fitted = fit(shipment, "ingest", *given)
+    assert fitted.words[-1] == str(work / "cells.h5ad")
+    again = fit(shipment, "ingest", *fitted.words)
+    assert again.words == fitted.words
+    assert again.values | {"sources": [Path("cells.h5ad")], "out": "s3://b/x/"} == fitted.values
+    assert shipped(shipment) == set()
+
+
+def test_files_from_elsewhere_get_names_of_their_own(work, shipment, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("seed: 0\n")
+    assert shipment.add(tmp_path / "one" / "recipe.yaml") == "recipe.yaml"
+    assert shipment.add("../two/recipe.yaml") == "2-recipe.yaml"
+    assert shipment.add(tmp_path / "one" / "recipe.yaml") == "recipe.yaml"
+    assert shipped(shipment) == {"recipe.yaml", "2-recipe.yaml"}
+
+
+def test_a_changed_key_may_name_a_file(work, shipment):
+    words = ["--atlas", "s3://b/a", "--name", "x", f"--set=views.0.gene_sets={work}/sets.gmt"]
+    fitted = fit(shipment, "pretrain", *words)
+    assert fitted.words[-1] == "--set=views.0.gene_sets=sets.gmt"
+    assert shipped(shipment) == {"sets.gmt"}
+    assert fitted.places == []
+
+
+def test_what_a_suite_names_and_is_data_stays_and_is_said(work, shipment):
+    (work / "suite.yaml").write_text("tasks:\n  mapping: {reference: ./atlas.zarr}\n")
+    words = ["models:/x/1", "--atlas", "s3://b/a", "--suite", "suite.yaml"]
+    fit(shipment, "evaluate", *words)
+    assert shipment.absent == ["suite.yaml names ./atlas.zarr"]
+    assert shipped(shipment) == {"suite.yaml"}
+
+
+def test_a_suite_that_comes_with_cellray_is_no_file(work, shipment):
+    words = ["--suite", "standard", "--atlas", "s3://b/a"]
+    assert fit(shipment, "leaderboard", *words).words[0] == "--suite=standard"
+    assert shipped(shipment) == set()
+
+
+def test_large_and_absent_files_are_refused(work, shipment, monkeypatch):
+    with pytest.raises(CellrayError, match="no file nosuch"):
+        shipment.add("nosuch.yaml")
+    monkeypatch.setattr(ship, "LARGEST", 10)
+    with pytest.raises(CellrayError, match="not shipped with a job; put it where"):
+        shipment.add("configs/recipe.yaml")
+
+
+def test_the_code_is_the_package_and_no_more(shipment):
+    shipment.add_code()
+    sent = {str(path.relative_to(shipment.folder)) for path in shipment.folder.rglob("*")}
+    assert {"code/cellray/cli.py", "code/cellray/evaluation/suites/standard.yaml"} <= sent
+    assert not [name for name in sent if "__pycache__" in name]
+    assert {path.name for path in (shipment.folder / "code").iterdir()} == {"cellray"}
+    assert shipment.code == str(Path(cellray.__file__).parent)
+    assert shipment.code_files > 200
+    assert 500_000 < shipment.code_bytes < 10_000_000
+    assert shipment.runtime_env()["py_modules"] == [str(shipment.folder / "code" / "cellray")]
+
+
+def test_a_wheel_counts_only_when_it_is_newer_and_of_this_version(tmp_path):
+    package = tmp_path / "platform" / "cellray"
+    package.mkdir(parents=True)
+    (package / "cli.py").write_text("")
+    dist = tmp_path / "dist"
+    dist.mkdir()
+    other = dist / "cellray-9.9.9-py3-none-any.whl"
+    built = dist / f"cellray-{cellray.__version__}-py3-none-any.whl"
+    other.write_text("")
+    assert newest_wheel(package) is None
+    built.write_text("")
+    assert newest_wheel(package) == built
+    later = time.time() + 5
+    os.utime(package / "cli.py", (later, later))
+    assert newest_wheel(package) is None
+
+
+def test_a_wheel_is_shipped_unpacked(shipment, tmp_path, monkeypatch):
+    """Ray would install it with all that it depends on, from a package index."""
+    wheel = tmp_path / "cellray.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("cellray/__init__.py", "")
+        archive.writestr("cellray-1.dist-info/METADATA", "")
+    monkeypatch.setattr(ship, "newest_wheel", lambda package: wheel)
+    shipment.add_code()
+    assert [str(p.relative_to(shipment.folder)) for p in shipment.folder.rglob("*.py")] == [
+        "code/cellray/__init__.py"
+    ]
+    assert (shipment.code, shipment.code_files) == (str(wheel), 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"name": "plates", "atlas": "s3://b/pbmc.zarr"}, "plates"),
+        ({"model": "models:/plates@champion", "atlas": "x"}, "plates@champion"),
+        ({"out": "s3://b/pbmc.zarr/"}, "pbmc"),
+        ({"names": ["a", "b"]}, "a"),
+        ({}, ""),
+    ],
+)
+def test_a_job_is_named_after_what_it_is_about(values, name):
+    assert title(values) == name
+
+
+def test_every_verb_is_a_command():
+    root = typer.main.get_command(app)
+    for path in VERBS.values():
+        command = root
+        for word in path:
+            command = command.commands.get(word)
+            if command is None:
+                break
+        assert command is not None or path == ("pipeline",)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pretrian"], "no verb 'pretrian' to submit; did you mean 'pretrain'?"),
+        (["pretrain", "--recipee", "x"], "No such option: --recipee"),
+        (["evaluate", "models:/x"], "Missing option '--atlas'"),
+        (["pretrain", "--set", "train.epoch=3"], "did you mean 'train.epochs'?"),
+        (["pretrain", "--env", "AWS_SECRET_ACCESS_KEY=x"], "set AWS_SECRET_ACCESS_KEY in the"),
+        (["pretrain", "--env", "X=http://a:b@c"], "--env X looks like a secret"),
+        (["pretrain", "--atlas", "https://ann:pw@host/x"], "https://***@host/x holds a password"),
+        (["pretrain", "--env", "X"], "--env X is no KEY=VALUE"),
+        (["pretrain", "--resources", "memory=4x"], "give it as 4GiB"),
+        (["pretrain", "--recipe", "nosuch.yaml"], "no file nosuch.yaml"),
+    ],
+)
+def test_slips_are_refused_before_anything_is_sent(words, said, work, monkeypatch, capfd):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    assert main(["submit", *words]) == 2
+    line = capfd.readouterr().err.strip()
+    assert said in line
+    assert "\n" not in line
+    assert "pw" not in line.replace("nosuch", "")
