@@ -175,6 +175,14 @@ def _scores(metrics: Mapping[str, float]) -> str:
     return table(["method", "readout", *(name.replace("_", " ") for name in columns)], laid)
 
 
+def served_text(found: Mapping[str, str]) -> str:
+    """Say where a model is served, and how to ask it."""
+    return (
+        f"{found['model']} is served at {found['url']}; Ctrl-C ends it\n"
+        f"try: curl -s {found['url']}/model"
+    )
+
+
 def demo_text(done: Mapping[str, Any]) -> str:
     """Say how the demo went, and where to look."""
     words = {"model": "masked model", "pca_all": "PCA", "untrained": "untrained encoder"}

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from urllib.request import urlopen
 import psutil
 
 from cellray.core.errors import CellrayError
+from cellray.core.ports import require_free
 from cellray.track.store import HIDDEN, client, scrub, tracking_uri
 
 HOST = "127.0.0.1"
@@ -52,14 +52,7 @@ def serving(port: int) -> Iterator[tuple[str, subprocess.Popen[bytes] | None]]:
     if uri.startswith(("http://", "https://")):
         yield scrub(uri).replace(HIDDEN, "", 1), None  # the browser asks who one is
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise CellrayError(
-                f"port {port} is taken ({error.strerror})", "choose another with --port"
-            ) from error
+    require_free(HOST, port)
     url = f"http://{HOST}:{port}"
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     server = subprocess.Popen(

@@ -26,6 +26,7 @@ from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, 
 from obstore.store import LocalStore, ObjectStore, S3Store
 from zarr.storage import ObjectStore as _ZarrStore
 
+from cellray.atlas.traffic import TRAFFIC
 from cellray.core.errors import CellrayError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def normalise(url: str | Path) -> str:
     return str(Path(text.removeprefix("file://")).expanduser().absolute())
 
 
-def object_store(url: str, *, create: bool = False) -> ObjectStore:
+def object_store(url: str, *, create: bool = False, retries: int = 5) -> ObjectStore:
     """Open a folder or bucket prefix as an obstore store.
 
     Parameters
@@ -79,6 +80,8 @@ def object_store(url: str, *, create: bool = False) -> ObjectStore:
         A local path or ``s3://bucket/prefix``.
     create
         Make the local folder if it is not there.
+    retries
+        How often a request to an object store that fails is sent again by obstore itself.
 
     Raises
     ------
@@ -124,7 +127,7 @@ def object_store(url: str, *, create: bool = False) -> ObjectStore:
             "timeout": timedelta(seconds=30),
         },
         retry_config={
-            "max_retries": 5,
+            "max_retries": retries,
             "backoff": {"init_backoff": timedelta(milliseconds=100)},
             "retry_timeout": timedelta(seconds=30),
         },
@@ -241,7 +244,7 @@ def check_writable(url: str) -> None:
 def fetcher(url: str) -> Fetch:
     """Give the function that fetches parts of the objects of a store."""
     if is_remote(url):
-        return partial(_fetch_remote, object_store(url))
+        return partial(_fetch_remote, object_store(url, retries=0))  # it tries again itself
     return partial(_fetch_local, url)
 
 
@@ -256,18 +259,17 @@ def _fetch_local(folder: str, path: str, start: int, end: int | None) -> bytes:
 
 
 def _fetch_remote(store: ObjectStore, path: str, start: int, end: int | None) -> bytes | Bytes:
-    """Fetch, and try again with growing pauses: servers are busy, connections break.
-
-    obstore itself repeats what was answered with an error, but not a body that was cut short.
-    """
+    """Fetch, and try again with growing pauses: servers are busy, connections break."""
     began, pause = time.monotonic(), 0.1
     while True:
+        TRAFFIC.add(requests=1)
         try:
             if end is None:
                 body = obstore.get(store, path, options={"range": {"suffix": -start}}).bytes()
             else:
                 body = obstore.get_range(store, path, start=start, end=end)
             size = -start if end is None else end - start
+            TRAFFIC.add(bytes=len(body))
             if len(body) == size or time.monotonic() - began > PATIENCE:
                 return body
             why = f"{len(body)} of {size} bytes came"
@@ -281,6 +283,7 @@ def _fetch_remote(store: ObjectStore, path: str, start: int, end: int | None) ->
             if time.monotonic() - began > PATIENCE:
                 raise
             why = str(error).splitlines()[0][:200]
+        TRAFFIC.add(retries=1)
         logger.warning("reading %s again in %.1f s: %s", path, pause, why)
         time.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, 5.0)

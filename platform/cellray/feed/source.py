@@ -17,6 +17,7 @@ from cellray.atlas.store import Atlas, open_cached
 from cellray.core.ahead import ahead
 from cellray.core.types import Span
 from cellray.feed.batches import Share, to_arrow
+from cellray.feed.meters import publish_traffic
 
 ReadShare = Callable[[int], Share]
 
@@ -194,6 +195,7 @@ def _blocks(read: ReadShare, numbers: range) -> Iterator[pa.Table]:
     with closing(ahead(map(read, numbers))) as shares:
         for share in shares:
             yield to_arrow(share)
+            publish_traffic()
 
 
 def _dataset(read: ReadShare, count: int, *, share_bytes: int) -> ray.data.Dataset:

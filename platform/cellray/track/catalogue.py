@@ -154,6 +154,13 @@ def find_version(api: MlflowClient, uri: str) -> ModelVersion:
 
 
 @store_errors()
+def version_of(uri: str) -> str:
+    """Give ``models:/NAME/VERSION`` for any URI of `find_version`, without loading anything."""
+    found = find_version(client(), uri)
+    return f"models:/{found.name}/{found.version}"
+
+
+@store_errors()
 def version_of_run(run_id: str) -> int | None:
     """Give the last version that a run registered; None if it has not registered one."""
     found = _versions_of_run(client(), run_id)

@@ -1,14 +1,8 @@
-"""A run's numbers in Ray's Prometheus endpoint: each node serves those of its workers.
-
-Ray puts ``ray_`` before every name. Values come out up to 10 s later (Ray's
-``metrics_report_interval_ms``), and a gauge that is not set again is gone after 20 s more: between
-records that are further apart, a query sees it by ``last_over_time``.
-"""
+"""A run's numbers in Ray's Prometheus endpoint; see `cellray.feed.meters`."""
 
 from collections.abc import Mapping
-from functools import cache
 
-from ray.util.metrics import Counter, Gauge
+from cellray.feed.meters import counter, gauge, publish_traffic
 
 GAUGES = {
     "step": ("cellray_train_step", "Optimizer steps done"),
@@ -43,20 +37,10 @@ def publish(record: Mapping[str, float], *, run: str, rank: int) -> None:
     tags = {"run": run, "rank": str(rank)}
     for key, (name, meaning) in GAUGES.items():
         if key in record:
-            _gauge(name, meaning, TAGS).set(float(record[key]), tags)
+            gauge(name, meaning, TAGS).set(float(record[key]), tags)
     for phase in PHASES:
         if (key := f"seconds_{phase}") in record:
-            _gauge(*STEP_SECONDS, (*TAGS, "phase")).set(float(record[key]), tags | {"phase": phase})
+            gauge(*STEP_SECONDS, (*TAGS, "phase")).set(float(record[key]), tags | {"phase": phase})
     if record.get("cells", 0) > 0:
-        _counter(*CELLS, TAGS).inc(float(record["cells"]), tags)
-
-
-# Ray's metrics register when they are made, which an import must not do.
-@cache
-def _gauge(name: str, meaning: str, tags: tuple[str, ...]) -> Gauge:
-    return Gauge(name, meaning, tags)
-
-
-@cache
-def _counter(name: str, meaning: str, tags: tuple[str, ...]) -> Counter:
-    return Counter(name, meaning, tags)
+        counter(*CELLS, TAGS).inc(float(record["cells"]), tags)
+    publish_traffic()
