@@ -104,9 +104,7 @@ def write_part(
     matrices = [_counts(contents), *_along(contents)]
 
     def needed() -> int:
-        # What is spilled, and, before compression, what is written; counts of one byte.
-        elements = sum(share.max_elements for matrix in matrices for share in matrix.shares)
-        return 2 * elements * (3 if len(contents.var) <= 1 << 16 else 5)
+        return 2 * most_bytes(contents)  # what is spilled, and what is written
 
     with full_disk(stage.scratch.parents[1], needed):
         written = {}
@@ -151,6 +149,13 @@ def write_part(
             for path, joined in contents.matrices.items()
         },
     )
+
+
+def most_bytes(contents: Contents) -> int:
+    """Give the bytes of all matrices before compression, at most, with counts of one byte."""
+    matrices = [_counts(contents), *_along(contents)]
+    elements = sum(share.max_elements for matrix in matrices for share in matrix.shares)
+    return elements * (3 if len(contents.var) <= 1 << 16 else 5)
 
 
 def _counts(contents: Contents) -> Matrix:

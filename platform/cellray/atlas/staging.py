@@ -97,13 +97,39 @@ def staged(
         yield from place(url, fingerprint, overwrite=overwrite, restart=restart)
 
 
-def _staged_local(url: str, fingerprint: str, *, overwrite: bool, restart: bool) -> Iterator[Stage]:
+def check_place(url: str, *, overwrite: bool = False) -> None:
+    """Refuse what `staged` refuses, without writing anything.
+
+    Raises
+    ------
+    CellrayError
+        Something is there that may not be replaced, or the place cannot be written.
+    """
+    with storage_errors(url):
+        if is_remote(url):
+            store = object_store(url)
+            there = next(iter(obstore.list(store, chunk_size=1)), None)
+            if there and _get(store, MARK) is None:
+                _check_replaceable(url, _get(store, ROOT), overwrite=overwrite)
+            return
     path = Path(url)
+    _check_local(path, overwrite=overwrite)
+    parent = next(folder for folder in path.parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise CellrayError(f"{parent} cannot be written", "choose another --out")
+
+
+def _check_local(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         root = path / ROOT
         _check_replaceable(
             str(path), root.read_bytes() if root.is_file() else None, overwrite=overwrite
         )
+
+
+def _staged_local(url: str, fingerprint: str, *, overwrite: bool, restart: bool) -> Iterator[Stage]:
+    path = Path(url)
+    _check_local(path, overwrite=overwrite)
     # The nearest folder that is there lies on the disk on which the atlas will be.
     parent = next(folder for folder in path.parents if folder.exists())
     folder = parent / f".{path.name}.ingest"

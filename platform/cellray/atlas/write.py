@@ -5,29 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
-from cellray.atlas.columns import choose_columns, kind_of, say_text
-from cellray.atlas.contents import Contents, features_of, fingerprint_of, write_part
-from cellray.atlas.counts import Source
-from cellray.atlas.joining import Join, choose_matrices, join_matrix
-from cellray.atlas.manifest import (
-    FORMAT,
-    PARTS,
-    Manifest,
-    amending,
-    publish,
-    refuse_inside,
-)
-from cellray.atlas.sources import open_source, refuse_twins, source_names
+from cellray.atlas.columns import kind_of, say_text
+from cellray.atlas.contents import write_part
+from cellray.atlas.intake import of_more, of_new
+from cellray.atlas.manifest import FORMAT, Manifest, amending, publish
 from cellray.atlas.staging import staged
-from cellray.atlas.storage import is_remote, normalise, storage_errors
+from cellray.atlas.storage import is_remote, storage_errors
 from cellray.atlas.store import Atlas
-from cellray.atlas.vocabulary import join_genes, read_vocabulary
 from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
-
-LEAST_MEMORY = 512 << 20
 
 
 def ingest(
@@ -105,33 +91,25 @@ def ingest(
         is left behind, unless it is the object store that failed: then the same call goes on
         later.
     """
-    _check(sources, memory, seed)
-    if genes is not None and join == "outer":
-        raise CellrayError(
-            "a vocabulary says which genes there are, and so does an outer join",
-            "leave out --genes or --join",
-        )
-    url = normalise(out)
-    refuse_inside(url)
-    opened = [open_source(path, layer=layer, rna=rna) for path in sources]
-    refuse_twins(opened)
-    vocabulary = None if genes is None else read_vocabulary(genes)
-    var, maps = join_genes(
-        opened,
-        join=join if vocabulary is None else vocabulary,
-        names=gene_names,
+    intake = of_new(
+        sources,
+        out,
+        layer=layer,
+        rna=rna,
+        join=join,
+        genes=genes,
+        gene_names=gene_names,
         duplicates=duplicates,
+        obs=obs,
+        matrices=matrices,
+        seed=seed,
+        memory=memory,
     )
-    along = {
-        path: join_matrix(opened, path, n_genes=len(var), genes=maps, join=join)
-        for path in choose_matrices(opened, matrices)
-    }
-    columns = choose_columns(opened, obs)
-    contents = Contents(opened, source_names(opened), var, maps, columns, along, seed)
-    fingerprint = fingerprint_of(contents, memory, rna)
+    url, fingerprint = intake.url, intake.fingerprint
     with staged(url, fingerprint=fingerprint, overwrite=overwrite, restart=restart) as stage:
-        part = write_part(stage, contents, memory, progress)
-        publish(stage.url, Manifest(FORMAT, len(var), (part,)), stage.check)
+        part = write_part(stage, intake.contents, memory, progress)
+        manifest = Manifest(FORMAT, len(intake.contents.var), (part,))
+        publish(stage.url, manifest, stage.check)
     return Atlas.open(url)
 
 
@@ -166,39 +144,28 @@ def append(
     CellrayError
         No atlas there, a source that it holds already, or what `ingest` refuses.
     """
-    _check(sources, memory, seed)
-    there = Atlas.open(str(atlas))
-    refuse_inside(there.url)
-    opened = [open_source(path, layer=layer, rna=rna) for path in sources]
-    refuse_twins(opened)
-    _refuse_known(opened, there)
-    var, maps = join_genes(opened, join=there.var, names=gene_names, duplicates=duplicates)
-    along = {
-        path: join_matrix(opened, path, n_genes=len(var), genes=maps, join=_features(there, path))
-        for path in choose_matrices(opened, list(there.manifest.matrices))
-    }
-    for path, joined in along.items():
-        if joined.sparse != there.manifest.matrices[path]["sparse"]:
-            here, other = ("sparse", "dense") if joined.sparse else ("dense", "sparse")
-            raise CellrayError(
-                f"'{path}' is {here} in the sources and {other} in {there.url}",
-                f"store it {other} in the sources too",
-            )
-    taken = [source["name"] for source in there.manifest.sources]
-    names = source_names(opened, taken=taken)
-    columns = choose_columns(opened, obs)
-    contents = Contents(opened, names, var, maps, columns, along, seed)
-    number = len(there.manifest.parts)
-    path = f"{PARTS}/{number}"
-    url = f"{there.url}/{path}"
+    intake = of_more(
+        sources,
+        atlas,
+        layer=layer,
+        rna=rna,
+        gene_names=gene_names,
+        duplicates=duplicates,
+        obs=obs,
+        seed=seed,
+        memory=memory,
+    )
+    there, url, fingerprint = intake.there, intake.url, intake.fingerprint
+    assert there is not None
     if not is_remote(url):
         with storage_errors(there.url):
             Path(url).parent.mkdir(exist_ok=True)
-    fingerprint = fingerprint_of(contents, memory, rna) + there.digest
     # What lies there was written by an append that did not come to its end: no manifest lists it.
     with staged(url, fingerprint=fingerprint, overwrite=True, restart=restart) as stage:
-        part = write_part(stage, contents, memory, progress)
-        publish(stage.url, Manifest(FORMAT, len(var), (part,)), stage.check)
+        part = write_part(stage, intake.contents, memory, progress)
+        manifest = Manifest(FORMAT, len(intake.contents.var), (part,))
+        publish(stage.url, manifest, stage.check)
+    path = url.removeprefix(f"{there.url}/")
     with amending(there.url):
         now = Atlas.open(there.url)
         if now.digest != there.digest:
@@ -223,31 +190,3 @@ def _say_texts(atlas: Atlas) -> None:
                 for source in part.facts.sources
             }
             say_text(name, kinds)
-
-
-def _check(sources: Sequence[str | Path], memory: int, seed: int) -> None:
-    if not sources:
-        raise CellrayError("there are no sources", "name at least one file")
-    if memory < LEAST_MEMORY:
-        raise CellrayError(
-            f"{memory / 2**30:.3g} GiB of memory are too few",
-            f"give {LEAST_MEMORY / 2**30:g} at least",
-        )
-    if seed < 0:
-        raise CellrayError(f"seed {seed} is negative", "give 0 or more")
-
-
-def _features(atlas: Atlas, path: str) -> Join:
-    """Say to which columns appended ones are joined."""
-    names = features_of(atlas, path)
-    if names is not None:
-        return names
-    return pd.RangeIndex(int(atlas.manifest.matrices[path]["columns"])).astype(str)
-
-
-def _refuse_known(sources: Sequence[Source], atlas: Atlas) -> None:
-    """Raise if a source is in the atlas already: the same path, with as many cells."""
-    known = {(one["path"], one["cells"]) for one in atlas.manifest.sources}
-    for source in sources:
-        if (str(source.path.resolve()), source.n_cells) in known:
-            raise CellrayError(f"{source.path} is in {atlas.url} already", "name only what is new")
