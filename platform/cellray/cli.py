@@ -15,6 +15,7 @@ from cellray.cli_atlas import atlas_verbs
 from cellray.cli_cluster import jobs, submitting
 from cellray.cli_evaluate import evaluating
 from cellray.cli_models import models
+from cellray.cli_pipeline import piping
 from cellray.cli_serve import serve_verbs
 from cellray.cli_train import train_verbs
 from cellray.cli_verbs import verbs
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.add_typer(train_verbs)
 app.add_typer(evaluating)
 app.add_typer(serve_verbs)
+app.add_typer(piping)
 app.add_typer(verbs)
 app.add_typer(atlas_verbs)
 app.add_typer(models, name="models")

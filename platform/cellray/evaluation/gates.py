@@ -25,6 +25,10 @@ from cellray.track.store import client, store_errors
 CHAMPION = "champion"
 
 
+class FailedGatesError(CellrayError):
+    """A version does not reach what a suite asks."""
+
+
 def protocols(
     entries: Mapping[str, tuple[str, Spec]], digest: str, max_cells: int
 ) -> dict[str, Protocol]:
@@ -51,6 +55,13 @@ def newest(
     """Give the newest evaluation by each entry that has one; `evaluations` come oldest first."""
     known = {one.protocol: one for one in evaluations}
     return {name: known[protocol] for name, protocol in wanted.items() if protocol in known}
+
+
+@store_errors()
+def stored_by(uri: str, wanted: Mapping[str, Protocol]) -> dict[str, Evaluation]:
+    """Give the newest evaluation of a version by each protocol that it has one of."""
+    api = client()
+    return newest(evaluations_of(api, find_version(api, uri)), wanted)
 
 
 @store_errors()
@@ -168,7 +179,7 @@ def promote_gated(
     failed = [row for row in rows if not row["passed"]]
     if failed:
         said = "; ".join(f"{row['metric']} is {row['value']:.4f}, {_wanted(row)}" for row in failed)
-        raise CellrayError(
+        raise FailedGatesError(
             f"{uri} fails {len(failed)} of {len(rows)} gates of {file}: {said}",
             "promote a version that passes, or this one without --suite",
         )

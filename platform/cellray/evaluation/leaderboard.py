@@ -15,7 +15,7 @@ from cellray.core.errors import CellrayError, suggest
 from cellray.core.types import Progress, Rows
 from cellray.evaluation.board_page import render_board
 from cellray.evaluation.export import check_folder
-from cellray.evaluation.gates import newest, protocols
+from cellray.evaluation.gates import protocols, stored_by
 from cellray.evaluation.gather import choose_cells, name_genes
 from cellray.evaluation.report import write_files
 from cellray.evaluation.run import MAX_CELLS, evaluate_suite
@@ -24,8 +24,8 @@ from cellray.evaluation.suite import Suite
 from cellray.feed.session import ray_session
 from cellray.learn.embed import embed_rows, gene_columns
 from cellray.tasks.task import Spec
-from cellray.track.catalogue import find_version, list_models, show_model
-from cellray.track.evaluations import Evaluation, Protocol, evaluations_of, says_worth
+from cellray.track.catalogue import list_models, show_model
+from cellray.track.evaluations import Evaluation, Protocol, says_worth
 from cellray.track.models import Resolved, resolve
 from cellray.track.store import client, store_errors
 
@@ -183,13 +183,6 @@ def _evaluated(
             return replace(row, reason=error.what), {}
         stored = stored_by(row.uri, asked.wanted)
     return row, {name: stored[name] for name in asked.entries}
-
-
-@store_errors()
-def stored_by(uri: str, wanted: Mapping[str, Protocol]) -> dict[str, Evaluation]:
-    """Give the newest evaluation of a version by each protocol that it has one of."""
-    api = client()
-    return newest(evaluations_of(api, find_version(api, uri)), wanted)
 
 
 def _cost(asked: _Asked, resolved: Resolved) -> Cost:

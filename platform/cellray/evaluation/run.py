@@ -114,6 +114,7 @@ def evaluate_suite(
     given: Mapping[str, Any] = MappingProxyType({}),
     max_cells: int = MAX_CELLS,
     out: str | Path | None = None,
+    tags: Mapping[str, str] = MappingProxyType({}),
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score a registered model on an atlas by the tasks of a suite, and hold it to its gates.
@@ -136,6 +137,8 @@ def evaluate_suite(
     out
         Folder for ``report.html`` and the tables; None is
         ``.cellray/reports/NAME-vVERSION-ENTRIES`` in the working folder.
+    tags
+        More tags of the evaluations' runs.
     progress
         Called with ("embed", cells, all cells) and ("score", tasks, all tasks).
 
@@ -182,7 +185,7 @@ def evaluate_suite(
     write_files({"report.html": render(titles, gates)}, folder)
     for name, report in reports.items():
         own = None if gates is None else gates[gates["metric"].str.startswith(f"{name}/")]
-        run_id = _log(resolved, opened, report, entries[name][1], max_cells, own)
+        run_id = _log(resolved, opened, report, entries[name][1], max_cells, own, tags)
         reports[name] = replace(report, run_id=run_id)
     return Evaluation(reports, gates, folder)
 
@@ -238,10 +241,11 @@ def _log(
     spec: Spec,
     max_cells: int,
     gates: pd.DataFrame | None,
+    more: Mapping[str, str],
 ) -> str:
     """Write a task's files, and log them with its metrics and with what its gates say."""
     texts = report_files(report)
-    tags = {"seen_in_pretraining": str(report.facts["seen_in_pretraining"])}
+    tags = {**more, "seen_in_pretraining": str(report.facts["seen_in_pretraining"])}
     if gates is not None and len(gates):
         texts["gates.csv"] = gates.to_csv(index=False)
         tags["gates"] = "passed" if gates["passed"].all() else "failed"

@@ -18,6 +18,23 @@ LOWER = frozenset(
 """Last words of the metrics of which less is better; of all others more is."""
 
 
+class NotBetterError(CellrayError):
+    """A version is not better than the one that an alias points at."""
+
+
+def check_alias(alias: str) -> None:
+    """Raise unless an alias can be set.
+
+    Raises
+    ------
+    CellrayError
+        A word that MLflow takes for a version, or does not take.
+    """
+    reserved = alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias)
+    if _is_number(alias) or reserved or not re.fullmatch(r"[\w-]+", alias, re.ASCII):
+        raise _bad_alias(alias)
+
+
 @store_errors()
 def promote(
     name: str, *, source: str, to: str = "champion", if_better: str | None = None
@@ -59,8 +76,7 @@ def promote(
         cannot be; a version that is not better, with both numbers, or was not evaluated as the
         other was, with the command that does so. The alias is then where it was.
     """
-    if _is_number(to):
-        raise _bad_alias(to)
+    check_alias(to)
     api = client()
     aliases = aliases_of(find_model(api, name))
     found = find_version(api, f"models:/{name}{'/' if _is_number(source) else '@'}{source}")
@@ -135,7 +151,7 @@ def _compare(
         was, value = before.metrics[metric], after.metrics[metric]
         if not (value < was if lower_is_better(metric) else value > was):
             texts = apart(value, was)
-            raise CellrayError(
+            raise NotBetterError(
                 f"{new} is not better than {old}: {metric} is {texts[0]}, and {texts[1]} for "
                 f"{old}, in {setting(after.task, after.url, after.params)}",
                 "promote a version that is better, or this one without --if-better",

@@ -49,6 +49,12 @@ def tracking_uri() -> str:
     return f"sqlite:///{file}" if file else given
 
 
+def is_made() -> bool:
+    """Say whether there may be a store, without making one: only a file can be seen to lack."""
+    file = _sqlite_file(tracking_uri())
+    return file is None or file.exists()
+
+
 def scrub(text: str) -> str:
     """Replace what stands for a user and a password in every URI of a text by ``***``.
 

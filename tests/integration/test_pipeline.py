@@ -1,0 +1,127 @@
+"""A pipeline for real: counts to a promoted model, stopped, gone on with, and changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cellray.atlas.simulate import Simulation, simulate
+from cellray.cli import main
+from cellray.track.catalogue import show_model
+from cellray.track.store import client
+
+RECIPE = {
+    "encoder": {"name": "mlp", "widths": [32], "dim": 8, "dropout": 0.0},
+    "objective": {"name": "masked", "widths": [32]},
+    "data": {"batch_size": 64, "slab_batches": 2, "mix": 4, "validation": 0.15},
+    "train": {"epochs": 2, "checkpoint_every": 5},
+}
+SUITE = {
+    "tasks": {"annotation": {"splits": 2}},
+    "gates": {"annotation/model/knn/macro_f1": {"min": 0.01}},
+}
+FILE = {
+    "name": "cells",
+    "ingest": {"sources": ["cells.h5ad"], "out": "cells.zarr", "memory": 1.0},
+    "pretrain": {"recipe": "recipe.yaml"},
+    "evaluate": {"suite": "suite.yaml", "label": "cell_type", "max_cells": 300},
+    "promote": {"if_better": "model/knn/macro_f1"},
+}
+
+
+def put(folder, name, document):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(yaml.safe_dump(document))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Counts in the working folder; the pipeline file, recipe and suite in one of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    simulate(tmp_path / "cells.h5ad", Simulation(n_cells=600, n_genes=60, n_types=3, seed=1))
+    put(tmp_path, "files/recipe.yaml", RECIPE)
+    put(tmp_path, "files/suite.yaml", SUITE)
+    put(tmp_path, "files/cells.yaml", FILE)
+    return tmp_path
+
+
+def run(capfd, *words, status=0):
+    """Run the pipeline by the command line; give its document and what it said beside."""
+    assert main(["pipeline", "files/cells.yaml", "--json", *words]) == status
+    found = capfd.readouterr()
+    return json.loads(found.out), found.err
+
+
+def runs_of(task):
+    api = client()
+    experiment = api.get_experiment_by_name("cellray").experiment_id
+    return [one for one in api.search_runs([experiment]) if one.data.tags.get("task") == task]
+
+
+def done(document):
+    return {step: one["done"] for step, one in document["steps"].items()}
+
+
+def test_a_pipeline_is_run_stopped_gone_on_with_and_changed(folder, ray_local, capfd):
+    there = sorted(folder.rglob("*"))
+    document, _ = run(capfd, "--dry-run")
+    assert document["steps"]["ingest"]["cells"] == 600
+    assert {one["would"] for one in document["steps"].values()} == {"be done"}
+    assert sorted(folder.rglob("*")) == there
+
+    # That no gene of the model is in a table of orthologs shows only when there is a model.
+    (folder / "orthologs.tsv").write_text("human\tmouse\nCD3E\tCd3e\n")
+    broken = FILE["evaluate"] | {"orthologs": "orthologs.tsv"}
+    put(folder, "files/cells.yaml", FILE | {"evaluate": broken})
+    document, said = run(capfd, status=2)
+    assert "orthologs.tsv" in document["error"]
+    (pipeline,) = runs_of("pipeline")
+    assert pipeline.info.status == "FAILED"
+    (first,) = show_model("cells")["versions"]
+    atlas = Path("cells.zarr/zarr.json").stat().st_mtime_ns
+
+    # The file is mended: ingest and pre-training stay, the rest is done.
+    put(folder, "files/cells.yaml", FILE)
+    document, said = run(capfd)
+    assert [*done(document).values()] == ["before", "before", "now", "now"]
+    assert document["promoted"]
+    (version,) = show_model("cells")["versions"]
+    assert version["aliases"] == ["champion"]
+    assert version["run_id"] == first["run_id"] == document["steps"]["pretrain"]["run_id"]
+    evaluations = runs_of("annotation")
+    assert document["run_id"] in {one.data.tags["mlflow.parentRunId"] for one in evaluations}
+    assert "ingest     done before" in said
+
+    # All of it is done: nothing is run again.
+    again, _ = run(capfd)
+    assert set(done(again).values()) == {"before"}
+    assert again["run_id"] == document["run_id"]
+    assert len(runs_of("annotation")) == len(evaluations)
+
+    # Another seed is another model, held to a gate that none passes.
+    changed = FILE | {"pretrain": FILE["pretrain"] | {"changes": {"seed": 7}}}
+    put(folder, "files/cells.yaml", changed)
+    strict = {"annotation/model/knn/macro_f1": {"min": 1.01}}
+    put(folder, "files/suite.yaml", SUITE | {"gates": strict})
+    document, _ = run(capfd, status=3)
+    assert done(document)["ingest"] == "before"
+    assert Path("cells.zarr/zarr.json").stat().st_mtime_ns == atlas
+    assert document["gates_failed"]
+    assert "fails 1 of 1 gates" in document["steps"]["promote"]["why"]
+
+    # Without the gate it is compared with the champion: by the same numbers as MLflow holds.
+    put(folder, "files/cells.yaml", changed | {"promote": FILE["promote"] | {"gates": False}})
+    document, _ = run(capfd)
+    assert done(document)["evaluate"] == "before"
+    second, first = show_model("cells")["versions"]
+    metric = "model/knn/macro_f1"
+    better = second["metrics"][metric] > first["metrics"][metric]
+    assert document["promoted"] == better
+    assert second["aliases"] == (["champion"] if better else [])
+    assert better or "is not better than" in document["steps"]["promote"]["why"]
+
+    # --from does steps again, though they are done.
+    document, _ = run(capfd, "--from", "promote")
+    assert [*done(document).values()] == ["before", "before", "before", "now"]
