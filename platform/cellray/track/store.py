@@ -51,7 +51,7 @@ def tracking_uri() -> str:
 
 def is_made() -> bool:
     """Say whether there may be a store, without making one: only a file can be seen to lack."""
-    file = _sqlite_file(tracking_uri())
+    file = sqlite_file(tracking_uri())
     return file is None or file.exists()
 
 
