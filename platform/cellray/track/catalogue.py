@@ -214,5 +214,11 @@ def _versions(api: MlflowClient, name: str) -> list[ModelVersion]:
             return sorted(found, key=lambda one: -int(one.version))
 
 
+def newest_version(api: MlflowClient, name: str) -> ModelVersion | None:
+    """Give the newest version of a model that cellray registered; None while there is none."""
+    ours = (one for one in _versions(api, name) if one.run_id and "digest" in one.tags)
+    return next(ours, None)
+
+
 def _iso(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")

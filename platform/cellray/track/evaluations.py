@@ -35,8 +35,8 @@ class Evaluation:
         Values by name.
     tags
         Of the run.
-    run_id
-        The run that holds it.
+    run_id, experiment_id
+        The run that holds it, and where that is.
     started
         In milliseconds since 1970.
     """
@@ -49,6 +49,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
     run_id: str
+    experiment_id: str
     started: int
 
     @property
@@ -93,6 +94,7 @@ def evaluations_of(api: MlflowClient, version: ModelVersion) -> list[Evaluation]
                 metrics=run.data.metrics,
                 tags=run.data.tags,
                 run_id=run_id,
+                experiment_id=run.info.experiment_id,
                 started=run.info.start_time,
             )
         )

@@ -6,6 +6,7 @@ anything is read. Nothing is ever unpickled, and no module that a file names is 
 """
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from cellray.core.errors import CellrayError
 from cellray.learn.learner import Learner
+from cellray.track.cards import SCORE, note_evaluation, write_cards
 from cellray.track.catalogue import aliases_of, find_model, find_version
 from cellray.track.evaluations import DIGEST_LENGTH
 from cellray.track.folder import load_model, read_facts
@@ -28,6 +30,8 @@ from cellray.track.runs import run
 from cellray.track.store import client, scrub, store_errors, tracking_uri
 
 __all__ = ["Resolved", "champion_of", "check_name", "log_evaluation", "register", "resolve"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,8 @@ def log_evaluation(
     digest, source = dataset_digest[:DIGEST_LENGTH], json.dumps({"uri": dataset_url})
     data = Dataset(dataset_name, digest, "atlas", source)
     known = {"task": task, "model": resolved.uri, "training_run": resolved.run_id}
+    if metrics:
+        known[SCORE] = next(iter(metrics))
     tags = {**(tags or {}), **known}
     name = f"{task} {resolved.name} v{resolved.version}"
     with (
@@ -185,4 +191,12 @@ def log_evaluation(
         api.log_batch(run_id, metrics=tied)
         if artifacts is not None:
             api.log_artifacts(run_id, str(artifacts))
+        files = None if artifacts is None else Path(artifacts)
+        version = (resolved.name, resolved.version)
+        note_evaluation(api, run_id, resolved.run_id, version, files)
+    try:
+        with store_errors():
+            write_cards(api, resolved.name, str(resolved.version))
+    except (CellrayError, MlflowException) as error:  # the evaluation is whole without it
+        logger.warning("%s is evaluated, but its page does not say so: %s", resolved.uri, error)
     return run_id

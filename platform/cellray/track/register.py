@@ -4,8 +4,8 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 import cellray
 from cellray.core.errors import CellrayError
 from cellray.learn.learner import Learner
+from cellray.track.cards import PICTURE, note_run, searched, tag_run, write_cards, write_model_card
+from cellray.track.curve import curve_png
 from cellray.track.pyfunc import save_flavour
 from cellray.track.runs import git_commit
 from cellray.track.store import client, scrub, store_errors, tracking_uri
@@ -80,33 +82,36 @@ def register(
         model_type="encoder",
     )
     made: ModelVersion | None = None
+    step = int(metrics.get("best_step", 0))
     try:
         with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
             folder = Path(scratch) / "model"
             digest = save_flavour(learner, folder, facts=facts, model=model)
-            _upload(api, model, folder)
+            with _storing(model.artifact_location):
+                api.log_model_artifacts(model.model_id, str(folder))
+                _log_picture(api, run_id, step, Path(scratch))
         tags = {**(tags or {}), **_tags(learner, facts, digest)}
         api.set_logged_model_tags(model.model_id, tags)
         api.finalize_logged_model(model.model_id, "READY")
-        step = int(metrics.get("best_step", 0))
         api.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
         now = time.time_ns() // 1_000_000
         api.log_batch(
             run_id,
             metrics=[Metric(k, v, now, step, model_id=model.model_id) for k, v in metrics.items()],
         )
-        _ensure_registered(api, name)
+        _ensure_registered(api, name, tags)
         made = api.create_model_version(
             name,
             source=model.artifact_location,
             run_id=run_id,
             # MLflow's database does not keep a version's model_id.
             tags={**tags, "model_id": model.model_id},
-            description=_describe(learner, facts, model),
             model_id=model.model_id,
         )
         link = json.dumps([{"name": name, "version": made.version}])
         api.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
+        write_cards(api, name, made.version)
+        note_run(api, run_id, made)
     except BaseException:
         _discard(api, model, made)
         raise
@@ -118,7 +123,10 @@ def _tags(learner: Learner, facts: Mapping[str, Any], digest: str) -> dict[str, 
     tags = {
         "objective": learner.recipe.objective.name,
         "encoder": learner.recipe.encoder.name,
-        "genes": str(len(learner.genes)),
+        "genes": len(learner.genes),
+        "dimensions": learner.encoder.dim,
+        "epochs": learner.recipe.train.epochs,
+        "cells": facts.get("cells"),
         "atlas": facts.get("atlas"),
         "atlas_digest": facts.get("atlas_digest"),
         "git_commit": facts.get("git_commit"),
@@ -128,35 +136,30 @@ def _tags(learner: Learner, facts: Mapping[str, Any], digest: str) -> dict[str, 
     return {name: str(value) for name, value in tags.items() if value}
 
 
-def _describe(learner: Learner, facts: Mapping[str, Any], model: LoggedModel) -> str:
-    """Write the Markdown that the registry shows of a version."""
-    recipe = learner.recipe
-    made = (
-        f"`{recipe.encoder.name}` encoder of {len(learner.genes):,} genes into "
-        f"{learner.encoder.dim} dimensions, pre-trained with the `{recipe.objective.name}` "
-        "objective"
-    )
-    if "cells" in facts:
-        made += f" on {facts['cells']:,} cells"
-    if "atlas" in facts:
-        made += f" of `{facts['atlas']}`"
-    link = f"#/experiments/{model.experiment_id}/runs/{model.source_run_id}"
-    return f"{made}.\n\n[The run that made it]({link})"
+def _log_picture(api: MlflowClient, run_id: str, step: int, scratch: Path) -> None:
+    """Keep the run's losses as a picture, for the cards to show."""
+    drawn = curve_png(api, run_id, step)
+    if drawn is not None:
+        (scratch / "curve.png").write_bytes(drawn)
+        api.log_artifact(run_id, str(scratch / "curve.png"))
+        tag_run(api, run_id, {PICTURE: "curve.png"})
 
 
-def _upload(api: MlflowClient, model: LoggedModel, folder: Path) -> None:
+@contextmanager
+def _storing(location: str) -> Iterator[None]:
     try:
-        api.log_model_artifacts(model.model_id, str(folder))
+        yield
     except (MlflowException, OSError) as error:
         raise CellrayError(
-            scrub(f"the model cannot be stored in {model.artifact_location}: {error}"),
+            scrub(f"the model cannot be stored in {location}: {error}"),
             "check that there is room and that you may write there",
         ) from error
 
 
-def _ensure_registered(api: MlflowClient, name: str) -> None:
+def _ensure_registered(api: MlflowClient, name: str, tags: Mapping[str, str]) -> None:
     try:
-        api.create_registered_model(name)
+        # With its tags: of several that set one for the first time at once, MLflow fails all but one.
+        api.create_registered_model(name, searched(tags))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -167,6 +170,7 @@ def _discard(api: MlflowClient, model: LoggedModel, made: ModelVersion | None) -
     with suppress(MlflowException):
         if made is not None:
             api.delete_model_version(made.name, made.version)
+            write_model_card(api, made.name)
     with suppress(MlflowException):
         api.delete_logged_model(model.model_id)
     with suppress(MlflowException, OSError):
