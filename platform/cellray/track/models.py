@@ -182,7 +182,14 @@ def log_evaluation(
         store_errors(),
         run(experiment=experiment, run_name=name, params=params or {}, tags=tags) as run_id,
     ):
-        api.log_inputs(run_id, [DatasetInput(data)], [LoggedModelInput(resolved.model_id)])
+        inputs = [DatasetInput(data)], [LoggedModelInput(resolved.model_id)]
+        try:
+            api.log_inputs(run_id, *inputs)
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST":
+                raise
+            # Of two runs that are the first with a dataset, MLflow fails one; now it knows it.
+            api.log_inputs(run_id, *inputs)
         now = time.time_ns() // 1_000_000
         tied = [
             Metric(key, float(value), now, 0, resolved.model_id, data.name, data.digest)

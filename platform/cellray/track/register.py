@@ -158,7 +158,7 @@ def _storing(location: str) -> Iterator[None]:
 
 def _ensure_registered(api: MlflowClient, name: str, tags: Mapping[str, str]) -> None:
     try:
-        # With its tags: of several that set one for the first time at once, MLflow fails all but one.
+        # With its tags: where several set one for the first time at once, MLflow fails.
         api.create_registered_model(name, searched(tags))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
