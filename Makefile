@@ -84,10 +84,10 @@ clean:  ## remove what the tools left; environments and .cellray stay
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $@
 
-# The S3 server of the integration tests keeps its own versions, apart from cellray's.
-.venv-s3/.installed: tests/integration/s3-constraints.txt
+# The S3 server keeps its own versions, apart from cellray's.
+.venv-s3/.installed: platform/cellray/cluster/swift-constraints.txt
 	$(call MAKE_VENV,.venv-s3)
-	.venv-s3/bin/python -m pip install -r tests/integration/s3-constraints.txt
+	.venv-s3/bin/python -m pip install -r platform/cellray/cluster/swift-constraints.txt
 	touch $@
 
 # scDataset is measured in cellray's own environment; its dependencies are there.

@@ -14,6 +14,7 @@ from cellray import __version__
 from cellray.cli_atlas import atlas_verbs
 from cellray.cli_cluster import jobs, submitting
 from cellray.cli_evaluate import evaluating
+from cellray.cli_local import cluster
 from cellray.cli_models import models
 from cellray.cli_pipeline import piping
 from cellray.cli_serve import serve_verbs
@@ -46,6 +47,7 @@ app.add_typer(atlas_verbs)
 app.add_typer(models, name="models")
 app.add_typer(submitting)
 app.add_typer(jobs, name="jobs")
+app.add_typer(cluster, name="cluster")
 
 
 def _show_version(*, wanted: bool) -> None:

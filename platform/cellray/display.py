@@ -9,7 +9,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-_UNITS = {"check": "checks", "train": "steps", "sweep": "trials", "score": "tasks"}
+_UNITS = {
+    "check": "checks",
+    "train": "steps",
+    "sweep": "trials",
+    "score": "tasks",
+    "servers": "servers",
+    "packages": "packages",
+}
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ABSENT = "-"
 _NARROW = 60  # columns below which a row holds one fact

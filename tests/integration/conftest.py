@@ -1,7 +1,6 @@
 """Real servers on loopback: an S3 object store, and a Ray cluster with a dashboard."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,65 +18,11 @@ import psutil
 import pytest
 from tests.integration.proxy import Proxy, proxied
 
-ROOT = Path(__file__).parents[2]
-SWIFT = ROOT / ".venv-s3" / "bin"
-USER, SECRET = "test:tester", "testing"
+from cellray.cluster import swift
+from cellray.cluster.processes import free_ports
 
-RINGS = """
-import sys
-from swift.common.ring import RingBuilder
-for name, port in zip(("account", "container", "object"), sys.argv[1:]):
-    ring = RingBuilder(part_power=4, replicas=1, min_part_hours=1)
-    ring.add_dev({"region": 1, "zone": 1, "ip": "127.0.0.1", "port": int(port), "device": "d1",
-                  "weight": 1, "meta": ""})
-    ring.rebalance(seed=1)
-    ring.get_ring().save(f"{name}.ring.gz")
-"""
-
-STORAGE = """
-[DEFAULT]
-bind_ip = 127.0.0.1
-bind_port = {port}
-workers = 0
-user = {user}
-swift_dir = {folder}
-devices = {folder}/devices
-mount_check = false
-fallocate_reserve = 0
-disable_fallocate = true
-[pipeline:main]
-pipeline = {kind}-server
-[app:{kind}-server]
-use = egg:swift#{kind}
-"""
-
-PIPELINE = "catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth slo copy"
-
-# `memcache_servers` names a port where nothing listens: without a cache every request is looked
-# up, which is what a single process wants.
-PROXY = """
-[DEFAULT]
-bind_ip = 127.0.0.1
-bind_port = {port}
-workers = 0
-user = {user}
-swift_dir = {folder}
-[pipeline:main]
-pipeline = {pipeline} proxy-server
-[app:proxy-server]
-use = egg:swift#proxy
-account_autocreate = true
-allow_account_management = true
-[filter:cache]
-use = egg:swift#memcache
-memcache_servers = 127.0.0.1:1
-[filter:s3api]
-use = egg:swift#s3api
-location = us-east-1
-[filter:tempauth]
-use = egg:swift#tempauth
-user_test_tester = testing .admin
-"""
+SWIFT = Path(__file__).parents[2] / ".venv-s3"
+LOGIN = swift.Login("test:tester", "testing")
 
 
 @dataclass(frozen=True)
@@ -110,52 +55,27 @@ class S3:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """OpenStack Swift with its S3 API: it stores, authenticates and refuses as a server does."""
-    if not (SWIFT / "swift-proxy-server").exists():
+    if not swift.find_environment(SWIFT):
         pytest.skip("no S3 server installed in .venv-s3; 'make test' installs it")
     import boto3
 
     folder = tmp_path_factory.mktemp("swift")
-    (folder / "devices" / "d1").mkdir(parents=True)
-    (folder / "swift.conf").write_text(
-        "[swift-hash]\nswift_hash_path_prefix = test\nswift_hash_path_suffix = test\n"
-    )
-    ports = dict(zip(("account", "container", "object", "proxy"), free_ports(4), strict=True))
-    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-    for kind, port in ports.items():
-        text = (PROXY if kind == "proxy" else STORAGE).format(
-            kind=kind, port=port, user=user, folder=folder, pipeline=PIPELINE
-        )
-        if kind == "proxy":
-            bare = (name for name in PIPELINE.split() if f"[filter:{name}]" not in PROXY)
-            text += "".join(f"[filter:{name}]\nuse = egg:swift#{name}\n" for name in bare)
-        (folder / f"{kind}.conf").write_text(text)
-    rings = [SWIFT / "python", "-c", RINGS, *(str(ports[k]) for k in list(ports)[:3])]
-    subprocess.run(rings, cwd=folder, check=True, capture_output=True)
-
+    kinds = (*swift.STORES, "proxy")
+    ports = dict(zip(kinds, free_ports(len(kinds)), strict=True))
+    commands = swift.lay_out(folder, SWIFT, ports, LOGIN, salt="test")
     endpoint = f"http://127.0.0.1:{ports['proxy']}"
-    env = {
-        "AWS_ACCESS_KEY_ID": USER,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
     with ExitStack() as running:
-        for kind in ports:
-            command = [SWIFT / f"swift-{kind}-server", f"{kind}.conf"]
+        for kind, command in commands.items():
             running.enter_context(process(command, folder / f"{kind}.log", cwd=folder))
         wait_for(f"{endpoint}/healthcheck", folder / "proxy.log")
         client = boto3.client(
             "s3",
             endpoint_url=endpoint,
             region_name="us-east-1",
-            aws_access_key_id=USER,
-            aws_secret_access_key=SECRET,
+            aws_access_key_id=LOGIN.key,
+            aws_secret_access_key=LOGIN.secret,
         )
-        yield S3(env, client)
+        yield S3(LOGIN.env(endpoint), client)
         client.close()
 
 
@@ -286,12 +206,3 @@ def wait_for(url: str, log: Path, *, token: str | None = None, seconds: float = 
                 tail = log.read_text(errors="replace")[-3000:]
                 pytest.fail(f"{url} does not answer: {error}\n{tail}")
         time.sleep(0.1)
-
-
-def free_ports(count: int) -> list[int]:
-    """Find ports on loopback on which nothing listens."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

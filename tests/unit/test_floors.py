@@ -102,4 +102,4 @@ def test_every_installed_package_is_pinned():
 
 
 def test_the_s3_server_is_pinned():
-    assert "swift" in pins(ROOT / "tests" / "integration" / "s3-constraints.txt")
+    assert "swift" in pins(ROOT / "platform" / "cellray" / "cluster" / "swift-constraints.txt")

@@ -1,0 +1,206 @@
+"""Processes that outlive the command that starts them, and ending them and nothing else."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import psutil
+
+from cellray.core.errors import CellrayError
+
+HOST = "127.0.0.1"
+MARK = "CELLRAY_CLUSTER"
+"""Variable that every process of a cluster inherits; its value is of that one start alone."""
+
+SAME_SECONDS = 1.0
+"""How far two readings of a process's creation may lie apart: the clock is set now and then."""
+
+GRACE_SECONDS = 8.0
+"""How long processes may take to end by themselves before they are killed."""
+
+# The process waits until it is written down. If its starter dies before that, it reads the end of
+# the pipe and never becomes the server: none is left that nobody knows of.
+_GATE = 'read -r go && exec "$@"'
+
+
+@dataclass(frozen=True)
+class Started:
+    """A process that was started.
+
+    Attributes
+    ----------
+    name
+        What it is.
+    pid, created
+        Its number and when it began (seconds since 1970): a number is used again, both are not.
+    log
+        The file with what it prints.
+    """
+
+    name: str
+    pid: int
+    created: float
+    log: str
+
+    def find(self) -> psutil.Process | None:
+        """Give the process if it still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.created) < SAME_SECONDS
+        except psutil.NoSuchProcess:
+            return None
+        return process if same and runs(process) else None
+
+
+def start(
+    name: str,
+    command: Sequence[str | Path],
+    *,
+    log: Path,
+    env: Mapping[str, str],
+    cwd: Path,
+    record: Callable[[Started], None],
+) -> Started:
+    """Start a process in a session of its own, so that it outlives this one and its terminal.
+
+    Parameters
+    ----------
+    name, command
+        What it is, and its words.
+    log
+        Where its output is added.
+    env, cwd
+        Its environment, and the folder that it runs in.
+    record
+        Called with the process before it begins its work.
+    """
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", _GATE, name, *map(str, command)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=env,
+            cwd=cwd,
+        )
+    process.returncode = 0  # nobody waits for it: Python need not warn that it still runs
+    gate = process.stdin
+    assert gate is not None
+    with gate:
+        started = Started(name, process.pid, psutil.Process(process.pid).create_time(), str(log))
+        record(started)
+        with suppress(BrokenPipeError):  # it has ended: who waits for its answer will see
+            gate.write(b"go\n")
+    return started
+
+
+def runs(process: psutil.Process) -> bool:
+    """Say whether a process runs; one that has ended and that no parent has asked for does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def family(recorded: Iterable[Started], mark: str) -> list[psutil.Process]:
+    """Find what runs of some recorded processes, of what they started, and of what bears the mark.
+
+    The mark finds those whose parents are gone. The calling process is never among them.
+    """
+    found: dict[int, psutil.Process] = {}
+    for one in recorded:
+        process = one.find()
+        if process is not None:
+            with suppress(psutil.NoSuchProcess):
+                found |= {each.pid: each for each in process.children(recursive=True)}
+            found[process.pid] = process
+    for process in psutil.process_iter():
+        if process.pid not in found:
+            with suppress(psutil.Error, OSError):  # gone meanwhile, or another user's
+                if process.environ().get(MARK) == mark:
+                    found[process.pid] = process
+    found.pop(os.getpid(), None)
+    return [process for process in found.values() if runs(process)]
+
+
+def end(find: Callable[[], Sequence[psutil.Process]], grace: float = GRACE_SECONDS) -> int:
+    """End processes: ask them to, and kill what has not ended after a while.
+
+    Parameters
+    ----------
+    find
+        Gives those that run. It is asked again until there are none: they may start others.
+    grace
+        Seconds until they are killed.
+
+    Returns
+    -------
+    int
+        How many there were.
+    """
+    until = time.monotonic() + grace
+    asked: set[psutil.Process] = set()
+    while found := find():
+        late = time.monotonic() > until
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                if late:
+                    process.kill()
+                elif process not in asked:
+                    process.terminate()
+        asked.update(found)
+        time.sleep(0.1)
+    return len(asked)
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports on loopback on which nothing listens."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((HOST, 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def check_port(port: int, option: str) -> int:
+    """Give a port on which nothing listens: the one that is asked for, or a free one for 0.
+
+    Raises
+    ------
+    CellrayError
+        It is taken.
+    """
+    if port == 0:
+        return free_ports(1)[0]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise CellrayError(
+                f"port {port} is taken ({error.strerror})",
+                f"choose another with {option}, or any free one with {option} 0",
+            ) from error
+    return port
+
+
+def answers(url: str, *, token: str | None = None, seconds: float = 5) -> bytes | None:
+    """Give what a server answers; None if it does not, or not yet as it should."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urlopen(Request(url, headers=headers), timeout=seconds) as answer:
+            body: bytes = answer.read()
+            return body
+    except HTTPError as error:
+        error.close()
+        return None
+    except (URLError, OSError):
+        return None
