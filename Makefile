@@ -8,7 +8,7 @@ MAKE_VENV = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("c
   || { $(PYTHON) -m venv --clear --without-pip $(1) && $(PYTHON) -m pip --python $(1)/bin/python install pip; }; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo lint format test test-slow test-all bench-bladder bench-evaluate bench-feed bench-first-layer bench-gpu bench-methods bench-readers bench-surface bench-sweep bench-tasks bench-train clean
+.PHONY: help install demo docs lint format test test-slow test-all bench-bladder bench-evaluate bench-feed bench-first-layer bench-gpu bench-methods bench-readers bench-surface bench-sweep bench-tasks bench-train clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,10 @@ install: .venv/.installed  ## make .venv with the pinned versions
 
 demo: .venv/.installed  ## real counts to a registered, evaluated model
 	$(BIN)/cellray demo
+
+docs: .venv/.installed  ## the site, into build/docs; warnings are errors
+	$(BIN)/sphinx-build -E -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 lint: .venv/.installed  ## style, types and floors
 	$(BIN)/ruff check

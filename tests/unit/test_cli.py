@@ -296,17 +296,3 @@ def test_the_config_of_the_default_method_is_the_default():
             512,
             512,
         )
-
-
-TEXTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-
-
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_in_texts_parse(path, parse_command):
-    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
-    text = "\n".join(blocks).replace("\\\n", " ")
-    lines = re.findall(r"(?:bin/|^)cellray +([^#\n]+)", text, re.MULTILINE)
-    lines += re.findall(r"python +jobs/(\w+)\.py( [^#\n]+)", text)
-    assert lines or path != ROOT / "README.md"
-    for line in lines:
-        parse_command(shlex.split("".join(line)))

@@ -17,10 +17,18 @@ from cellray.core.settings import apply_change, read_yaml
 class Recipe(Section):
     """All that one pre-training run depends on, beside the atlas.
 
-    `objective`, `encoder` and `views` name entries of the tables `OBJECTIVES`, `ENCODERS` and
-    `VIEWS`; their settings are checked when the learner is built (`cellray.learn.learner`).
-    `validation_views` are those of the validation loss, so that the losses of runs that train with
-    other views can be compared; None takes `views`.
+    Attributes
+    ----------
+    seed
+        Of the plan, the initial weights and all that is drawn.
+    objective, encoder
+        Name an entry of `OBJECTIVES` or `ENCODERS`, and its settings, which are checked when the
+        learner is built.
+    views
+        What changes cells before they are embedded: entries of `VIEWS`, in this order.
+    validation_views
+        Those of the validation loss, so that the losses of runs that train with other views can be
+        compared; None takes `views`.
     """
 
     seed: Annotated[int, Field(ge=0)] = 0
