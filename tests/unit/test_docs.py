@@ -61,8 +61,7 @@ def test_a_block_is_run_or_checked_or_says_why_not(path, tmp_path):
             assert path.name in (ROOT / block.what).read_text(), f"{where}: {block.what} runs it?"
         elif block.language in {"", "sh"}:
             for words in lines_of(block):
-                known = verb_of(words) is not None or (words[0] == "make" and words[1] in MAKE)
-                assert known, f"{where}: {MARK} ({' '.join(words)})"
+                assert checked(words), f"{where}: {MARK} ({' '.join(words)})"
         elif block.language == "yaml":
             check_yaml(block.text, tmp_path)
         else:
@@ -82,6 +81,13 @@ def verb_of(words):
         if found := re.fullmatch(r"jobs/(\w+)\.py", word):
             return [found[1], *words[at + 1 :]]
     return None
+
+
+def checked(words):
+    """Say whether a line's words are looked at: a verb's, a target of make, variables."""
+    if words[0] == "export":
+        return all(re.fullmatch(r"[A-Z_0-9]+=.*", word) for word in words[1:])
+    return verb_of(words) is not None or (words[0] == "make" and words[1] in MAKE)
 
 
 def check_yaml(text, folder):
