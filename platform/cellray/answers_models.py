@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from cellray.evaluation.standing import Board, Score
     from cellray.evaluation.watch import Event
 
+SEARCHED = ("objective", "encoder", "genes", "atlas")
+"""Tags of a model that a list has room for."""
+
 
 def models_text(models: Sequence[Mapping[str, Any]]) -> str:
     """List registered models."""
@@ -20,11 +23,12 @@ def models_text(models: Sequence[Mapping[str, Any]]) -> str:
             one["versions"],
             "-" if one["latest"] is None else one["latest"],
             ", ".join(f"@{alias} = {version}" for alias, version in one["aliases"].items()),
+            *(one["tags"].get(name, "-") for name in SEARCHED),
             one["updated"],
         ]
         for one in models
     ]
-    return table(["name", "versions", "latest", "aliases", "updated"], rows)
+    return table(["name", "versions", "latest", "aliases", *SEARCHED, "updated"], rows)
 
 
 def model_text(document: Mapping[str, Any]) -> str:

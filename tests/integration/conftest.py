@@ -1,6 +1,7 @@
 """Real servers on loopback: an S3 object store, and a Ray cluster with a dashboard."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 from tests.integration.proxy import Proxy, proxied
 
 from cellray.cluster import swift
@@ -95,6 +97,22 @@ def s3_proxy(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with proxied(s3.env["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium without a window, as it is when it is new."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("no chromium on the PATH")
+    flags = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync")
+    flags += ("disable-background-networking", "disable-component-update")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=program, args=[f"--{flag}" for flag in flags], timeout=120_000
+        )
+        yield started
+        started.close()
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,11 @@ class Server:
                 self.process.wait(20)
 
 
-def start_server(folder, port=None):
+def start_server(folder, port=None, *, artifacts=None, options=(), env=None):
     """Start an MLflow server on loopback, on a free port if none is given.
 
-    It serves the artifacts itself, and finds again what an earlier one left in the folder.
+    It serves the artifacts itself, from a folder of its own or from where it is told, and finds
+    again what an earlier one left.
     """
     if port is None:
         with socket.socket() as probe:
@@ -50,7 +51,8 @@ def start_server(folder, port=None):
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
         *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db"),
-        *("--artifacts-destination", str(folder / "artifacts")),
+        *("--artifacts-destination", artifacts or str(folder / "artifacts")),
+        *options,
     ]
     hidden = {"PYTEST_CURRENT_TEST", "MLFLOW_TRACKING_URI"}
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
@@ -59,7 +61,7 @@ def start_server(folder, port=None):
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=environment | quiet,
+            env=environment | quiet | (env or {}),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

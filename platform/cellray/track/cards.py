@@ -19,6 +19,9 @@ from mlflow.entities.model_registry import ModelVersion
 from cellray.track.catalogue import newest_version, tied_metrics
 from cellray.track.evaluations import Evaluation, evaluations_of
 
+GAP = "&emsp;"
+"""Room between columns, of which MLflow leaves none."""
+
 LITERAL = str.maketrans({"`": "'", "|": r"\|"})
 T = TypeVar("T")
 
@@ -183,7 +186,7 @@ def _facts(tags: Mapping[str, str], metrics: Mapping[str, float], run: str) -> s
         "commit": _code(tags.get("git_commit", "")),
         "trained by": run,
     }
-    return _table(("fact", "value"), [(name, value) for name, value in rows.items() if value])
+    return _table((GAP, GAP), [(name, value) for name, value in rows.items() if value])
 
 
 def _evaluations(found: Sequence[Evaluation], count: int) -> str:
@@ -236,8 +239,8 @@ def _picture(run_id: str, tags: Mapping[str, str]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table; MLflow leaves no room between columns."""
-    head, *body = ("| " + "\u2003| ".join(line) + " |" for line in (heads, *rows))
+    """Lay out a table."""
+    head, *body = ("| " + f"{GAP} | ".join(line) + " |" for line in (heads, *rows))
     return "\n".join([head, "| --- " * len(heads) + "|", *body])
 
 

@@ -26,7 +26,7 @@ def list_models() -> list[dict[str, Any]]:
     -------
     list of dict
         ``name``, ``versions`` (how many), ``latest`` (version or None), ``aliases`` (to versions),
-        ``updated`` (ISO 8601, UTC).
+        ``tags`` (by which MLflow's list is searched), ``updated`` (ISO 8601, UTC).
     """
     api = client()
     listed = []
@@ -38,6 +38,7 @@ def list_models() -> list[dict[str, Any]]:
                 "versions": len(versions),
                 "latest": int(versions[0].version) if versions else None,
                 "aliases": aliases_of(model),
+                "tags": dict(sorted(model.tags.items())),
                 "updated": _iso(model.last_updated_timestamp),
             }
         )

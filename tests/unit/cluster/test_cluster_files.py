@@ -121,6 +121,13 @@ def test_shipped_code_does_not_take_the_images_commit():
     assert 'env CELLRAY_GIT_COMMIT="$(git describe' in text
 
 
+def test_no_job_unpickles_a_model():
+    name = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
+    assert re.search(rf"^ENV .*\b{name}=false\b", DOCKERFILE.read_text(), re.MULTILINE)
+    text = (ROOT / "cluster" / "runtime_env.yaml").read_text()
+    assert yaml.safe_load(text)["env_vars"][name] == "false"
+
+
 def test_embeddings_outlive_the_jobs_folder():
     text = (ROOT / "jobs" / "embed.py").read_text()
     (out,) = re.findall(r"--out (\S+)", text)

@@ -24,7 +24,10 @@ def test_empty_registry_lists_nothing(store):
 def test_list_is_by_name(registry):
     promote("pbmc", source="1")
     rows = list_models()
-    assert [{k: v for k, v in row.items() if k != "updated"} for row in rows] == [
+    assert (
+        rows[0]["tags"].items() >= {"objective": "masked", "encoder": "mlp", "genes": "40"}.items()
+    )
+    assert [{k: v for k, v in row.items() if k not in {"updated", "tags"}} for row in rows] == [
         {"name": "lung", "versions": 1, "latest": 1, "aliases": {}},
         {"name": "pbmc", "versions": 2, "latest": 2, "aliases": {"champion": 1}},
     ]

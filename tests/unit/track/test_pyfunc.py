@@ -48,6 +48,7 @@ def test_mlflow_loads_it_and_predicts(learner, run_id, adata, expected, monkeypa
     models.register(learner, run_id=run_id, name="m", facts={}, metrics={})
     promotion.promote("m", source="1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     for uri in ("models:/m/1", "models:/m@champion"):
         loaded = mlflow.pyfunc.load_model(uri)
         for data in (adata, adata.to_df().astype(int)):
