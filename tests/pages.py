@@ -61,7 +61,7 @@ def commands(text):
 
 
 def run_page(page, test, folder):
-    """Run the blocks of a page that a test runs, in order; what follows on each other in one go.
+    """Run the blocks of a page that a test runs, in order.
 
     Parameters
     ----------
@@ -83,7 +83,10 @@ def run_page(page, test, folder):
     hidden = {"MLFLOW_TRACKING_URI", "RAY_ADDRESS"}
     env = {name: value for name, value in os.environ.items() if name not in hidden}
     said = []
-    for language, together in itertools.groupby(mine, key=lambda block: block.language):
+    # Blocks of Python that follow on each other are one program; each block of commands is one.
+    for (language, _), together in itertools.groupby(
+        mine, key=lambda block: (block.language, block.language != "python" and block.line)
+    ):
         text = "\n".join(block.text for block in together).replace(".venv/bin/", "")
         shell = ["bash", "-euo", "pipefail", "-c"]
         done = subprocess.run(

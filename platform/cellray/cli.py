@@ -6,6 +6,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -20,6 +21,7 @@ from cellray.cli_pipeline import piping
 from cellray.cli_serve import serve_verbs
 from cellray.cli_train import train_verbs
 from cellray.cli_verbs import verbs
+from cellray.completion import whole_words
 from cellray.console import dump
 from cellray.core.errors import CellrayError
 
@@ -85,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    run = partial(app, arguments, prog_name="cellray", standalone_mode=False)
     try:
-        code = app(arguments, prog_name="cellray", standalone_mode=False)
+        code = whole_words(run) if os.environ.get("_CELLRAY_COMPLETE") == "complete_bash" else run()
     except typer.TyperException as error:
         return _refuse(*_usage(error), as_json="--json" in arguments)
     except Exception as error:  # noqa: BLE001 - the outermost place: bugs show their traceback

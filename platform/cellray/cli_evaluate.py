@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cellray import answers, answers_models
-from cellray.cli_verbs import AtlasUrl, Json, ModelUri, examples
+from cellray import answers, answers_models, completion
+from cellray.cli_verbs import AtlasUrl, Json, ModelName, ModelUri, examples
 from cellray.console import console
 from cellray.core.errors import CellrayError
 
@@ -53,7 +53,12 @@ def evaluate(
     atlas: AtlasUrl,
     *,
     label: Label = None,
-    task: Annotated[str | None, typer.Option(help="What to score: annotation by default.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What to score: annotation by default.", autocompletion=completion.task_names
+        ),
+    ] = None,
     suite: Annotated[
         Path | None, typer.Option(help="File of tasks and gates, in place of --task.")
     ] = None,
@@ -132,7 +137,11 @@ def evaluate(
 def leaderboard(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Registered models; all of them by default."),
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Registered models; all of them by default.",
+            autocompletion=completion.model_names,
+        ),
     ] = None,
     *,
     suite: SuiteFile,
@@ -185,7 +194,7 @@ def leaderboard(
     )
 )
 def watch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")],
+    name: ModelName,
     *,
     suite: SuiteFile,
     atlas: AtlasUrl,

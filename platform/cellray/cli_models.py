@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cellray import answers_models
-from cellray.cli_verbs import Json, examples
+from cellray import answers_models, completion
+from cellray.cli_verbs import Json, ModelName, examples
 from cellray.console import console
 
 models = typer.Typer(help="List, show and promote registered models.")
@@ -23,7 +23,7 @@ def list_models(*, json: Json = False) -> None:
 
 @models.command("show", epilog=examples("cellray models show plates"))
 def show_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")],
+    name: ModelName,
     *,
     json: Json = False,
 ) -> None:
@@ -44,13 +44,23 @@ def show_model(
     ),
 )
 def promote_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A registered model.")],
+    name: ModelName,
     source: Annotated[
         str,
-        typer.Option("--from", metavar="ALIAS|VERSION", help="Which version to point at."),
+        typer.Option(
+            "--from",
+            metavar="ALIAS|VERSION",
+            help="Which version to point at.",
+            autocompletion=completion.versions_of,
+        ),
     ],
     *,
-    to: Annotated[str, typer.Option(metavar="ALIAS", help="The alias to set.")] = "champion",
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="ALIAS", help="The alias to set.", autocompletion=completion.aliases_of
+        ),
+    ] = "champion",
     if_better: Annotated[
         str | None,
         typer.Option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cellray import answers
+from cellray import answers, completion
 from cellray.console import console
 
 if TYPE_CHECKING:
@@ -29,11 +29,21 @@ Json = Annotated[
 AtlasUrl = Annotated[str, typer.Option("--atlas", metavar="URL", help=ATLAS)]
 ModelUri = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="models:/NAME@alias, models:/NAME/3 or runs:/ID."),
+    typer.Argument(
+        metavar="MODEL",
+        help="models:/NAME@alias, models:/NAME/3 or runs:/ID.",
+        autocompletion=completion.model_uris,
+    ),
 ]
 RecipeFile = Annotated[
     Path | None,
     typer.Option("--recipe", help="YAML file; without it, the masked autoencoder's defaults."),
+]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A registered model.", autocompletion=completion.model_names
+    ),
 ]
 Workers = Annotated[
     int | None, typer.Option(help="Ray Train workers; as --set train.num_workers=N.")
@@ -44,6 +54,7 @@ Changes = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Change one key of the recipe, such as train.epochs=10. Repeatable.",
+        autocompletion=completion.recipe_changes,
     ),
 ]
 

@@ -9,9 +9,9 @@ HERE = "tests/integration/test_pages.py"
 
 @pytest.mark.slow
 def test_the_tutorial_runs_to_its_picture(tmp_path):
-    *_, inspected, _ = said = run_page(ROOT / "docs" / "tutorial.md", HERE, tmp_path)
+    *_, promoted, _, _ = said = run_page(ROOT / "docs" / "tutorial.md", HERE, tmp_path)
     assert "700" in said[1]
-    assert "champion" in inspected
+    assert "champion" in promoted
     adata = anndata.read_h5ad(tmp_path / "embedded.h5ad")
     assert adata.obsm["X_cellray"].shape == (700, 64)
     assert (tmp_path / "umap.png").stat().st_size > 10_000

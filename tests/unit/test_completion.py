@@ -1,0 +1,162 @@
+"""What the shell completes, asked as shells ask; and typed into a real bash."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from cellray.completion import names_in, recipe_changes
+from cellray.core.recipe import Recipe, dotted_keys
+from cellray.nets.table import ENCODERS
+from cellray.objectives.table import OBJECTIVES
+from cellray.tasks.table import TASKS
+from cellray.track.store import tracking_uri
+from cellray.views.table import VIEWS
+
+CELLRAY = Path(sys.executable).with_name("cellray")
+
+
+@pytest.fixture
+def plates(store):
+    """A registry with two versions of a model, the first one the champion."""
+    api = MlflowClient(tracking_uri=tracking_uri())
+    api.create_registered_model("plates")
+    for _ in range(2):
+        api.create_model_version("plates", source="nowhere")
+    api.set_registered_model_alias("plates", "champion", "1")
+    return store
+
+
+def completed(*words, shell="complete_bash", folder, **env):
+    """Ask for the completions of the last word, as bash asks."""
+    asked = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    asked |= {"_CELLRAY_COMPLETE": shell, "_TYPER_COMPLETE_ARGS": " ".join(words)}
+    done = subprocess.run(
+        [CELLRAY],
+        cwd=folder,
+        env={**os.environ, **asked, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stderr == ""
+    return [line for line in done.stdout.splitlines() if line]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["pretr"], ["pretrain"]),
+        (["pretrain", "--strat"], ["--strategy"]),
+        (["evaluate", "mo"], ["models:/plates@champion", "models:/plates/2", "models:/plates/1"]),
+        # bash takes a word apart at : and @, and puts what comes back behind them
+        (["evaluate", "models", ":", "/pl"], ["/plates@champion", "/plates/2", "/plates/1"]),
+        (["embed", "models", ":", "/plates", "@", "ch"], ["champion"]),
+        (["evaluate", "models:/plates/1", "--task", "int"], ["integration"]),
+        (["models", "show", ""], ["plates"]),
+        (["models", "promote", "plates", "--from", ""], ["champion", "2", "1"]),
+        (["models", "promote", "plates", "--to", "cha"], ["champion", "challenger"]),
+        (["pretrain", "--set", "train.epo"], ["train.epochs=", "train.epochs=30"]),
+        (["pretrain", "--set", "train.strategy", "=", "f"], ["fsdp"]),
+        (["pretrain", "--set", "objective.name", "=", "mo"], ["moco"]),
+        (["inspect", "a", "--set", "train.compile", "="], ["true", "false"]),
+    ],
+    ids=lambda value: " ".join(value),
+)  # fmt: skip
+def test_words_are_completed(words, found, plates):
+    assert completed("cellray", *words, folder=plates) == found
+
+
+def test_other_shells_get_words_and_what_they_mean(plates):
+    lines = completed("cellray", "models", "show", "p", shell="complete_fish", folder=plates,
+                      _TYPER_COMPLETE_FISH_ACTION="get-args")  # fmt: skip
+    assert lines == ["plates\t@champion"]
+
+
+def test_without_a_store_nothing_is_offered_and_nothing_made(tmp_path):
+    env = {"MLFLOW_TRACKING_URI": ""}
+    assert completed("cellray", "models", "show", "", folder=tmp_path, **env) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_away_offers_nothing(tmp_path):
+    env = {"MLFLOW_TRACKING_URI": "http://anna:secret@127.0.0.1:1"}
+    assert completed("cellray", "models", "show", "", folder=tmp_path, **env) == []
+
+
+def test_names_read_off_the_source_are_those_of_the_tables():
+    for package, name, table in (
+        ("objectives", "OBJECTIVES", OBJECTIVES),
+        ("nets", "ENCODERS", ENCODERS),
+        ("views", "VIEWS", VIEWS),
+        ("tasks", "TASKS", TASKS),
+    ):
+        assert names_in(package, name) == list(table)
+
+
+def test_every_key_of_a_recipe_is_offered_and_its_values_can_be_set():
+    keys = {word.rstrip("=") for word, _ in recipe_changes("")}
+    assert set(dotted_keys(Recipe)) <= keys
+    for key in keys - {"views.0.name", "encoder.name", "objective.name"}:
+        for change, _ in recipe_changes(f"{key}="):
+            if change in {"train.strategy=fsdp", "train.compression=bfloat16"}:
+                continue
+            needed = {"train.best=knn_macro_f1": ["probe.label=a"]}.get(change, [])
+            needed += ["data.weights=a"] if change == "data.replacement=true" else []
+            needed += ["train.strategy=fsdp"] if change == "train.cpu_offload=true" else []
+            Recipe().with_([*needed, change])
+
+
+def test_completing_loads_nothing_heavy_and_is_quick(plates):
+    code = (
+        "import sys, time; from cellray import completion as c; began = time.process_time(); "
+        "c.model_uris(''); c.recipe_changes('train.'); c.task_names(''); "
+        "heavy = {'torch', 'ray', 'mlflow', 'numpy'} & {*sys.modules}; "
+        "print(time.process_time() - began, *heavy)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=plates, capture_output=True, text=True, check=True
+    )
+    seconds, *heavy = done.stdout.split()
+    assert heavy == []
+    assert float(seconds) < 1
+
+
+def test_a_tab_in_a_real_bash_completes_a_model(plates):
+    ours, theirs = pty.openpty()
+    script = subprocess.run(
+        [CELLRAY, "--show-completion", "bash"], capture_output=True, text=True, check=True
+    ).stdout
+    (plates / "rc").write_text(f"{script}\nPS1='$ '\nset +o histexpand\n")
+    env = {**os.environ, "PATH": f"{CELLRAY.parent}:{os.environ['PATH']}", "TERM": "dumb"}
+    bash = subprocess.Popen(
+        ["bash", "--noprofile", "--rcfile", "rc", "-i"],
+        stdin=theirs, stdout=theirs, stderr=theirs, cwd=plates, env=env, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        assert typed(ours, "", "$ ").endswith("$ ")
+        # The space behind it is the shell's: it took the word for whole.
+        assert typed(ours, "cellray evaluate models:/plates@c\t", "champion ").endswith("champion ")
+        shown = typed(ours, "\x15cellray pretrain --set train.strategy=f\t", "fsdp ")
+        assert shown.endswith("fsdp ")
+    finally:
+        bash.kill()
+        bash.wait()
+        os.close(ours)
+
+
+def typed(terminal, keys, until, seconds=60.0):
+    """Type, and give what the terminal shows until it ends as it should, or for so long."""
+    os.write(terminal, keys.encode())
+    shown, end = "", time.monotonic() + seconds
+    while not shown.endswith(until) and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.1)[0]:
+            shown += os.read(terminal, 4096).decode()
+    return shown
