@@ -19,6 +19,7 @@ from cellray.evaluation import cache
 from cellray.evaluation import embed as embedding
 from cellray.evaluation.embed import embed, embed_atlas, embed_learners
 from cellray.evaluation.export import source_order
+from cellray.evaluation.gather import content_of
 from cellray.evaluation.run import evaluate, evaluate_suite
 from cellray.evaluation.suite import Suite
 from cellray.learn.batch import Batch
@@ -205,7 +206,9 @@ def test_a_model_of_another_atlas_and_fewer_genes_is_said_to_be_one(atlas, files
     )
     assert any("96.8% of the model's genes" in note for note in found.common)
     assert found.facts["seen_in_pretraining"] is None
-    assert found.facts["command"].endswith("--label cell_type --split-by donor --seeds 2")
+    assert found.facts["command"].endswith(
+        "--label cell_type --split-by donor --seeds 2 --max-cells 300"
+    )
     # Untrained and registered as it is: model and baseline are the same encoder.
     assert found.metrics["model/knn/macro_f1"] == found.metrics["untrained/knn/macro_f1"]
 
@@ -333,8 +336,8 @@ def test_tasks_side_by_side_give_what_they_give_alone(report, model, atlas, tmp_
 
 
 def test_cells_are_embedded_once(report, atlas, model, monkeypatch, caplog):
-    learner = models.resolve(model).learner
-    digest = models.resolve(model).facts["sha256"]["weights.safetensors"]
+    resolved = models.resolve(model)
+    learner, digest = resolved.learner, content_of(resolved)
     (file,) = cache.FOLDER.glob(f"{digest[:24]}-*.npy")
     kept = np.array(cache.embed_once({digest: learner}, atlas)[digest])
     np.testing.assert_array_equal(kept, embed_atlas(model, atlas))

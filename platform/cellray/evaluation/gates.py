@@ -1,7 +1,7 @@
 """Gates, judged by what the store holds: promotion asks for no new evaluation."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ from cellray.evaluation.suite import Entry, Suite
 from cellray.tasks.task import Spec
 from cellray.track.catalogue import aliases_of, find_model, find_version
 from cellray.track.evaluations import (
+    DIGEST,
     Evaluation,
     Protocol,
     evaluations_of,
@@ -209,13 +210,16 @@ def whole_groups(
     Raises
     ------
     CellrayError
-        Nowhere was the version evaluated by all entries, on one state of the atlas.
+        Nowhere was the version evaluated by all entries, on one state of the atlas and of the
+        files that they read; or a file of the suite that cannot be read.
     """
     named = {name: _named(entry) for name, entry in suite.tasks.items()}
     closed = {field for words in named.values() for field in words}
+    closed |= {field.removesuffix(DIGEST) for field in closed}
     groups: dict[tuple[str, ...], dict[str, Evaluation]] = {}
     for one in evaluations:
-        rest = sorted(f"{field}={one.params[field]}" for field in one.params.keys() - closed)
+        params = {field: word for field, word in one.params.items() if not field.endswith(DIGEST)}
+        rest = sorted(f"{field}={params[field]}" for field in params.keys() - closed)
         group = groups.setdefault((one.url, *rest), {})
         for name, entry in suite.tasks.items():
             as_named = all(one.params.get(field) == word for field, word in named[name].items())
@@ -224,7 +228,8 @@ def whole_groups(
     whole = [
         {name: group[name] for name in suite.tasks}
         for group in groups.values()
-        if group.keys() == suite.tasks.keys() and len({one.digest for one in group.values()}) == 1
+        if group.keys() == suite.tasks.keys()
+        and len({_state(one, closed) for one in group.values()}) == 1
     ]
     if not whole:
         begun = max(groups.values(), key=lambda group: len(group), default={})
@@ -240,10 +245,21 @@ def whole_groups(
 
 
 def _named(entry: Entry) -> dict[str, str | None]:
-    """Give what an entry names of the protocol, as the store holds it; None is a default."""
+    """Give what an entry names of the protocol, as the store holds it; None is a default.
+
+    Of files, and of a reference, what they hold now counts, and not where they lie.
+    """
     words = entry.model_dump(exclude={"task"}, exclude_unset=True)
     stored = params_of(Spec(**words), 1)
-    return {field: stored.get(field) for field in words}
+    digests = {field for field in stored if field.endswith(DIGEST)}
+    fields = {*words, *digests} - {field.removesuffix(DIGEST) for field in digests}
+    return {field: stored.get(field) for field in fields}
+
+
+def _state(one: Evaluation, closed: Collection[str]) -> tuple[str, ...]:
+    """Give the digests of the atlas, and of files that no entry names, at an evaluation."""
+    digests = {field for field in one.params if field.endswith(DIGEST)} - {*closed}
+    return one.digest, *(f"{field}={one.params[field]}" for field in sorted(digests))
 
 
 def _without_champion(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ Shape suffixes: N cells, A genes of an atlas.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,11 @@ from cellray.core.errors import CellrayError
 from cellray.core.types import Progress, Rows
 from cellray.evaluation.cache import embed_once
 from cellray.evaluation.export import source_order
-from cellray.evaluation.facts import weights_of
 from cellray.learn.embed import gene_columns, matched_share
 from cellray.learn.learner import Learner
 from cellray.tasks.orthologs import ortholog_names
 from cellray.tasks.task import Embeddings, Spec, sample_cells
-from cellray.track.models import Resolved, champion_of
+from cellray.track.models import Resolved
 
 LEAST_SHARE = 0.1
 """Of the model's genes that an atlas must have: with fewer, the model sees next to nothing."""
@@ -102,35 +101,70 @@ def choose_cells(atlas: Atlas, max_cells: int, seed: int) -> NDArray[np.int64]:
     return order[sample_cells(atlas.n_cells, max_cells, seed, "evaluation cells")]
 
 
+class Source(NamedTuple):
+    """What of a spec decides which cells a task is given, and how they are embedded."""
+
+    orthologs: str | None
+    seed: int
+    reference: str | None
+
+    @classmethod
+    def of(cls, spec: Spec) -> Self:
+        """Take it from a spec."""
+        return cls(spec.orthologs, spec.seed, spec.reference)
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Cells that are scored.
+
+    Attributes
+    ----------
+    named
+        Their atlas.
+    cells
+        Positions in it.
+    embeddings
+        What a task is given of them.
+    """
+
+    named: Named
+    cells: NDArray[np.int64]
+    embeddings: Embeddings
+
+
 def gather(
     resolved: Resolved,
-    named: Named,
-    cells: NDArray[np.int64],
+    champion: Resolved | None,
+    atlas: Atlas,
     specs: Sequence[Spec],
     *,
     max_cells: int,
     progress: Progress | None,
-) -> dict[str | None, Embeddings]:
+) -> dict[Source, Scored]:
     """Embed the scored atlas and those that specs refer to.
+
+    Every task is given what it would be given alone: the cells that its seed chooses, with genes
+    named by its own table of orthologs.
 
     Parameters
     ----------
-    resolved
+    resolved, champion
         The model; beside it come the same encoder untrained, and the champion where that is
         another version.
-    named, cells
-        The scored atlas and positions in it.
+    atlas
+        The scored atlas.
     specs
-        Which columns, matrices and reference atlases are wanted.
+        Which columns, matrices, orthologs and reference atlases are wanted.
     max_cells
-        Of a reference atlas.
+        Of each atlas.
     progress
         As of `cellray.evaluation.run.evaluate_suite`.
 
     Returns
     -------
     dict
-        What tasks are given, by the reference of their spec.
+        What tasks are given, by what of their specs that depends on.
 
     Raises
     ------
@@ -139,39 +173,58 @@ def gather(
     """
     columns = list(dict.fromkeys(name for spec in specs for name in spec.columns))
     matrices = list(dict.fromkeys(spec.matrix for spec in specs if spec.matrix is not None))
-    named.atlas.obs(columns)
-    for key in matrices:
-        named.atlas.require_matrix(key)
+    atlas.obs(columns)
+    for path in matrices:
+        atlas.require_matrix(path)
+    learner = resolved.learner
+    sources = list(dict.fromkeys(Source.of(spec) for spec in specs))
+    named = {one.orthologs: name_genes(atlas, learner, one.orthologs) for one in sources}
     references = {
-        url: name_genes(Atlas.open(url), resolved.learner, None)
-        for url in dict.fromkeys(spec.reference for spec in specs)
-        if url is not None
+        one.reference: name_genes(Atlas.open(one.reference), learner, None)
+        for one in sources
+        if one.reference is not None
     }
     for spec in specs:
         if spec.reference is not None and spec.label is not None:
             references[spec.reference].atlas.obs([spec.label])
-    learners, digests = _models(resolved)
-    scored = _embedded(learners, digests, named, cells, columns, matrices, progress)
-    found: dict[str | None, Embeddings] = {None: scored}
-    for url, reference in references.items():
-        atlas = reference.atlas
-        has = [name for name in columns if name in atlas.obs_columns]
-        chosen = choose_cells(atlas, max_cells, specs[0].seed)
-        other = _embedded(learners, digests, reference, chosen, has, [], progress)
-        found[url] = replace(scored, reference=other)
+    learners, digests = _models(resolved, champion)
+    scored = {}
+    for orthologs, seed in dict.fromkeys((one.orthologs, one.seed) for one in sources):
+        of, cells = named[orthologs], choose_cells(atlas, max_cells, seed)
+        given = _embedded(learners, digests, of, cells, columns, matrices, progress)
+        scored[orthologs, seed] = Scored(of, cells, given)
+    others = {}
+    for url, seed in dict.fromkeys((one.reference, one.seed) for one in sources):
+        if url is not None:
+            of = references[url]
+            has = [name for name in columns if name in of.atlas.obs_columns]
+            cells = choose_cells(of.atlas, max_cells, seed)
+            others[url, seed] = _embedded(learners, digests, of, cells, has, [], progress)
+    found = {}
+    for one in sources:
+        own = scored[one.orthologs, one.seed]
+        other = None if one.reference is None else others[one.reference, one.seed]
+        found[one] = replace(own, embeddings=replace(own.embeddings, reference=other))
     return found
 
 
-def _models(resolved: Resolved) -> tuple[dict[str, Learner], dict[str, str]]:
+def _models(
+    resolved: Resolved, champion: Resolved | None
+) -> tuple[dict[str, Learner], dict[str, str]]:
     """Give the learners that are compared, and the digests of what they are."""
     learners = {"model": resolved.learner, "untrained": resolved.learner.untrained()}
-    weights = weights_of(resolved)
-    digests = {"model": weights, "untrained": f"u{weights}"}
-    champion = champion_of(resolved)
+    digests = {"model": content_of(resolved), "untrained": f"u{content_of(resolved)}"}
     if champion is not None:
         learners["champion"] = champion.learner
-        digests["champion"] = weights_of(champion)
+        digests["champion"] = content_of(champion)
     return learners, digests
+
+
+def content_of(resolved: Resolved) -> str:
+    """Give a digest of all that an embedding depends on: weights, recipe, genes and batches."""
+    files: Mapping[str, str] = resolved.facts["sha256"]
+    lines = [*(f"{digest}  {name}" for name, digest in sorted(files.items()))]
+    return hashlib.sha256("\n".join([*lines, *resolved.learner.batches]).encode()).hexdigest()
 
 
 def _embedded(

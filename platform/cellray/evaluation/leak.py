@@ -4,6 +4,7 @@ Shape suffixes: N cells, G genes.
 """
 
 import hashlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +37,14 @@ class Seen:
     cells
         Whether each was trained on, shape (N,); None where it cannot be known.
     groups
-        Values of the column that is split by which the pre-training atlas has too.
+        Values that the pre-training atlas has too, by column that cells are split by; none where
+        it has none of them.
     note
         The same in words.
     """
 
     cells: NDArray[np.bool_] | None
-    groups: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
     note: str
 
     @property
@@ -56,7 +58,8 @@ def seen_cells(
     atlas: Atlas,
     cells: NDArray[np.int64],
     counts: csr_matrix[Any],
-    split_by: str | None = None,
+    split_by: Collection[str] = (),
+    who: str = "the model",
 ) -> Seen:
     """Find the scored cells among those that a model was pre-trained on.
 
@@ -70,46 +73,50 @@ def seen_cells(
     atlas, cells, counts
         What is scored: the atlas, positions in it, and the cells' counts, shape (N, G).
     split_by
-        A column of donors, to be compared by name.
+        Columns of donors, to be compared by name.
+    who
+        What the model is called in the note.
     """
     url, digest = resolved.facts.get("atlas"), resolved.facts.get("atlas_digest")
     if url is None:
-        return Seen(None, (), "What the model was pre-trained on is not known.")
+        return Seen(None, {}, f"What {who} was pre-trained on is not known.")
     try:
         trained_on = atlas if digest == atlas.digest else Atlas.open(url)
         sides = choose(resolved.learner.recipe, trained_on).sides
     except CellrayError as error:
-        note = f"Whether the model was pre-trained on these cells is not known: {error.what}."
-        return Seen(None, (), note)
+        note = f"Whether {who} was pre-trained on these cells is not known: {error.what}."
+        return Seen(None, {}, note)
     if trained_on.digest != digest:
         note = (
-            "Whether the model was pre-trained on these cells is not known: its atlas "
-            f"{url} is not as it was then."
+            f"Whether {who} was pre-trained on these cells is not known: its atlas {url} is not "
+            "as it was then."
         )
-        return Seen(None, (), note)
+        return Seen(None, {}, note)
     if digest == atlas.digest:
         seen = sides[cells] == TRAIN
         where = "this very atlas"
     elif trained_on.n_cells > MOST_CELLS:
         note = (
-            f"Whether the model was pre-trained on these cells was not checked: its atlas {url} "
-            f"has {trained_on.n_cells:,} cells, more than the {MOST_CELLS:,} that are compared."
+            f"Whether {who} was pre-trained on these cells was not checked: its atlas {url} has "
+            f"{trained_on.n_cells:,} cells, more than the {MOST_CELLS:,} that are compared."
         )
-        return Seen(None, (), note)
+        return Seen(None, {}, note)
     else:
         seen = _by_content(trained_on, sides == TRAIN, atlas.genes, counts)
         where = f"another atlas ({url})"
-    groups = _groups(trained_on, atlas, cells, split_by)
-    note = _note(seen, groups, where, split_by)
+    trained = np.flatnonzero(sides == TRAIN)
+    shared = {column: _groups(trained_on, trained, atlas, cells, column) for column in split_by}
+    groups = {column: values for column, values in shared.items() if values}
+    note = _note(seen, groups, where, who)
     if (parent := resolved.learner.recipe.init.model) is not None:
         note += f" It began as {parent}; what that one had seen is not known here."
     return Seen(seen, groups, note)
 
 
 def _note(
-    seen: NDArray[np.bool_], groups: tuple[str, ...], where: str, split_by: str | None
+    seen: NDArray[np.bool_], groups: Mapping[str, tuple[str, ...]], where: str, who: str
 ) -> str:
-    said = f"The model was pre-trained on {where}: "
+    said = f"{who[0].upper()}{who[1:]} was pre-trained on {where}: "
     if not seen.any():
         said += "none of the scored cells was among the cells it was trained on"
     else:
@@ -117,20 +124,24 @@ def _note(
             f"it was trained on {seen.mean():.1%} of the scored cells, though never on a label. "
             "These scores say how well it organises known cells, not how it does on new ones"
         )
-    if groups:
-        shown = ", ".join(f"'{name}'" for name in groups[:NAMED])
-        more = f" and {len(groups) - NAMED} more" if len(groups) > NAMED else ""
-        said += f"; values of {split_by} that it was pre-trained on: {shown}{more}"
+    for column, values in groups.items():
+        shown = ", ".join(f"'{name}'" for name in values[:NAMED])
+        more = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
+        said += f"; values of {column} that it was pre-trained on: {shown}{more}"
     return said + "."
 
 
 def _groups(
-    trained_on: Atlas, atlas: Atlas, cells: NDArray[np.int64], split_by: str | None
+    trained_on: Atlas,
+    trained: NDArray[np.int64],
+    atlas: Atlas,
+    cells: NDArray[np.int64],
+    column: str,
 ) -> tuple[str, ...]:
-    if split_by is None or split_by not in trained_on.obs_columns:
+    if column not in trained_on.obs_columns:
         return ()
-    before = {*trained_on.obs([split_by])[split_by].dropna().astype(str)}
-    here = {*atlas.obs([split_by])[split_by].iloc[cells].dropna().astype(str)}
+    before = {*trained_on.obs([column])[column].iloc[trained].dropna().astype(str)}
+    here = {*atlas.obs([column])[column].iloc[cells].dropna().astype(str)}
     return tuple(sorted(before & here))
 
 

@@ -31,12 +31,29 @@ def report_files(report: Report) -> dict[str, str]:
     del document["folder"], document["run_id"]  # a file says where it is by being there
     written = {
         "metrics.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "table.csv": report.table.to_csv(index=False),
+        "table.csv": _seen_beside(report).to_csv(index=False),
         "scores.csv": report.scores.to_csv(index=False),
         "intervals.csv": report.intervals.to_csv(index=False),
     }
     written |= {f"{name}.csv": table.to_csv(index=False) for name, table in report.tables.items()}
     return written | {f"figures/{figure.name}.svg": figure.svg for figure in report.figures}
+
+
+def _seen_beside(report: Report) -> pd.DataFrame:
+    """Give the table of means, and beside each pre-trained method what it has seen of the cells."""
+    seen = report.table["method"].map(lambda method: seen_share(method, report.facts))
+    return report.table.assign(seen_in_pretraining=seen.astype(float))
+
+
+def seen_share(method: str, facts: Mapping[str, Any]) -> float | None:
+    """Give the share of the scored cells that a method was pre-trained on.
+
+    None where that is not known, and for methods that were not pre-trained.
+    """
+    name = method.split("_")[0]  # model_fine_tuned and its like begin as the model
+    fact = {"model": "", "champion": "champion_"}.get(name)
+    share: float | None = None if fact is None else facts[f"{fact}seen_in_pretraining"]
+    return share
 
 
 def write_files(texts: Mapping[str, str], folder: Path) -> None:
@@ -63,7 +80,8 @@ def render(reports: Mapping[str, Report], gates: pd.DataFrame | None = None) -> 
         notes=list(dict.fromkeys(note for one in reports.values() for note in one.common)),
         parts=[_part(title, report) for title, report in reports.items()],
         gates=None if gates is None else gates.to_dict("records"),
-        listed=_listed(first.facts),
+        listed=_listed(first.facts, sorted({one.facts["split_seed"] for one in reports.values()})),
+        commands=list(dict.fromkeys(one.facts["command"] for one in reports.values())),
         version=cellray.__version__,
     )
 
@@ -151,8 +169,16 @@ def _rows(report: Report, columns: Sequence[tuple[str, str]]) -> list[dict[str, 
                     "bounds": bounds.get(key),
                 }
             )
-        rows.append({"name": METHODS.get(method, method), "cells": cells})
+        seen = _seen_words(method, report.facts)
+        rows.append({"name": METHODS.get(method, method), "seen": seen, "cells": cells})
     return rows
+
+
+def _seen_words(method: str, facts: Mapping[str, Any]) -> str:
+    if method.split("_")[0] not in {"model", "champion"}:
+        return ""
+    share = seen_share(method, facts)
+    return "unknown" if share is None else f"{share:.1%}"
 
 
 def _every(report: Report) -> list[dict[str, Any]]:
@@ -182,8 +208,9 @@ def _written(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _listed(facts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def _listed(facts: Mapping[str, Any], seeds: Sequence[int]) -> list[tuple[str, list[str]]]:
     """Lay out the facts for people: names, and a few lines each."""
+    champion = [("Champion", [facts["champion"]])] if facts["champion"] is not None else []
     return [
         ("Model", [facts["model"], f"training run {facts['training_run']}"]),
         (
@@ -195,6 +222,7 @@ def _listed(facts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
                 f"{facts['git_commit'] or 'unknown'}",
             ],
         ),
+        *champion,
         ("Weights", [f"SHA-256 {facts['weights_sha256']}"]),
         ("Pre-trained on", [facts["trained_on"], f"digest {facts['trained_on_digest']}"]),
         (
@@ -206,5 +234,5 @@ def _listed(facts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
             ],
         ),
         ("Genes", [f"{facts['genes_matched']:.1%} of the model's are in the atlas"]),
-        ("Splits", [f"seed {facts['split_seed']}"]),
+        ("Splits", [f"seed {', '.join(map(str, seeds))}"]),
     ]

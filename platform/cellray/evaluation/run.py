@@ -12,21 +12,23 @@ import ray
 from threadpoolctl import threadpool_limits
 
 from cellray.atlas.store import Atlas
-from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
 from cellray.evaluation.export import check_folder
 from cellray.evaluation.facts import facts_of, params_of, reader_notes
-from cellray.evaluation.gather import choose_cells, gather, name_genes
-from cellray.evaluation.leak import seen_cells
+from cellray.evaluation.gather import Scored, Source, gather
+from cellray.evaluation.leak import Seen, seen_cells
 from cellray.evaluation.report import render, report_files, write_files
 from cellray.evaluation.suite import Suite
 from cellray.feed.session import ray_session
 from cellray.tasks.table import find_task
 from cellray.tasks.task import Embeddings, Report, Spec
-from cellray.track.models import Resolved, log_evaluation, resolve
+from cellray.track.models import Resolved, champion_of, log_evaluation, resolve
 
 MAX_CELLS = 50_000
 """Cells that are scored at most: PCA and kNN hold them in memory."""
+
+COMPARED = "against_champion"
+"""A task's table of differences from the champion."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,30 +155,35 @@ def evaluate_suite(
     opened = Atlas.open(atlas)
     for name in (name for spec in specs for name in spec.columns):
         opened.require_column(name)
+    params = {name: params_of(spec, max_cells) for name, (_, spec) in entries.items()}
     resolved = resolve(model)
+    champion = champion_of(resolved)
     folder = Path(
         out or f".cellray/reports/{resolved.name}-v{resolved.version}-{'-'.join(entries)}"
     )
     folder = folder.expanduser().absolute()
     check_folder(folder)
-    named = name_genes(opened, resolved.learner, _only(specs, "orthologs"))
-    cells = choose_cells(opened, max_cells, specs[0].seed)
-    given_to = gather(resolved, named, cells, specs, max_cells=max_cells, progress=progress)
-    split_by = next((spec.split_by for spec in specs if spec.split_by is not None), None)
-    seen = seen_cells(resolved, opened, cells, given_to[None].counts, split_by)
-    notes = reader_notes(seen, opened, named.share, scored=len(cells)) + named.notes
-    reports = {
-        name: replace(
+    scored = gather(resolved, champion, opened, specs, max_cells=max_cells, progress=progress)
+    columns = list(dict.fromkeys(spec.split_by for spec in specs if spec.split_by is not None))
+    seen: dict[int, dict[str, Seen]] = {}
+    for source, one in scored.items():
+        if source.seed not in seen:  # which decides the cells
+            seen[source.seed] = _seen(resolved, champion, one, columns)
+    reports = {}
+    for name, report in _run(entries, scored, progress).items():
+        task, spec = entries[name]
+        one, known = scored[Source.of(spec)], seen[spec.seed]
+        notes = reader_notes(known, opened, one.named.share, scored=len(one.cells))
+        reports[name] = replace(
             report,
-            common=notes,
-            facts=facts_of(resolved, opened, entries[name], named.share, seen),
+            common=(*notes, *one.named.notes),
+            facts=facts_of(resolved, champion, opened, task, params[name], one.named.share, known),
+            tables=_with_seen(report.tables, known),
             folder=folder if len(entries) == 1 else folder / name,
         )
-        for name, report in _run(entries, given_to, progress).items()
-    }
     gates = suite.judge(
         {name: report.metrics for name, report in reports.items()},
-        champion="champion" in given_to[None].frozen,
+        champion=champion is not None,
     )
     titles = {
         find_task(task).title + ("" if name == task else f" ({name})"): reports[name]
@@ -185,36 +192,48 @@ def evaluate_suite(
     write_files({"report.html": render(titles, gates)}, folder)
     for name, report in reports.items():
         own = None if gates is None else gates[gates["metric"].str.startswith(f"{name}/")]
-        run_id = _log(resolved, opened, report, entries[name][1], max_cells, own, tags)
+        run_id = _log(resolved, opened, report, own, tags)
         reports[name] = replace(report, run_id=run_id)
     return Evaluation(reports, gates, folder)
 
 
-def _only(specs: Sequence[Spec], name: str) -> Any:  # noqa: ANN401 - of any field
-    """Give what all specs that name it agree on."""
-    named = {getattr(spec, name) for spec in specs} - {None}
-    if len(named) > 1:
-        raise CellrayError(
-            f"the suite's tasks name {len(named)} different {name}: {', '.join(sorted(named))}",
-            "cells are embedded once: make a suite of each",
-        )
-    return next(iter(named), None)
+def _seen(
+    resolved: Resolved, champion: Resolved | None, scored: Scored, columns: Sequence[str]
+) -> dict[str, Seen]:
+    """Find what the model, and the champion beside it, have seen of the cells and their donors."""
+    atlas, cells, counts = scored.named.atlas, scored.cells, scored.embeddings.counts
+    found = {"model": seen_cells(resolved, atlas, cells, counts, columns)}
+    if champion is not None:
+        who = f"the champion ({champion.uri})"
+        found["champion"] = seen_cells(champion, atlas, cells, counts, columns, who)
+    return found
+
+
+def _with_seen(
+    tables: Mapping[str, pd.DataFrame], seen: Mapping[str, Seen]
+) -> dict[str, pd.DataFrame]:
+    """Say in the comparison with the champion which of the two has seen how much of the cells."""
+    found = dict(tables)
+    if COMPARED in found:
+        shares = {f"{method}_seen": one.share for method, one in seen.items()}
+        found[COMPARED] = found[COMPARED].assign(**shares)
+    return found
 
 
 def _run(
     entries: Mapping[str, tuple[str, Spec]],
-    given_to: Mapping[str | None, Embeddings],
+    scored: Mapping[Source, Scored],
     progress: Progress | None,
 ) -> dict[str, Report]:
     """Run the tasks: one here, several beside each other in Ray."""
     if len(entries) == 1:
         ((name, (task, spec)),) = entries.items()
-        return {name: _task(task, given_to[spec.reference], spec)}
+        return {name: _task(task, scored[Source.of(spec)].embeddings, spec)}
     with ray_session():
-        shared = {url: ray.put(embeddings) for url, embeddings in given_to.items()}
+        shared = {source: ray.put(one.embeddings) for source, one in scored.items()}
         remote: Any = ray.remote(num_cpus=1)(_task)
         refs = {
-            remote.remote(task, shared[spec.reference], spec): name
+            remote.remote(task, shared[Source.of(spec)], spec): name
             for name, (task, spec) in entries.items()
         }
         found, left = {}, [*refs]
@@ -238,14 +257,15 @@ def _log(
     resolved: Resolved,
     atlas: Atlas,
     report: Report,
-    spec: Spec,
-    max_cells: int,
     gates: pd.DataFrame | None,
     more: Mapping[str, str],
 ) -> str:
     """Write a task's files, and log them with its metrics and with what its gates say."""
     texts = report_files(report)
     tags = {**more, "seen_in_pretraining": str(report.facts["seen_in_pretraining"])}
+    if report.facts["champion"] is not None:
+        said = ("champion", "champion_seen_in_pretraining")
+        tags |= {name: str(report.facts[name]) for name in said}
     if gates is not None and len(gates):
         texts["gates.csv"] = gates.to_csv(index=False)
         tags["gates"] = "passed" if gates["passed"].all() else "failed"
@@ -262,7 +282,7 @@ def _log(
             dataset_digest=atlas.digest,
             dataset_url=atlas.url,
             artifacts=scratch,
-            params=params_of(spec, max_cells),
+            params=report.facts["params"],
             tags=tags,
             task=report.task,
         )

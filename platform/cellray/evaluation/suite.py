@@ -1,12 +1,13 @@
 """A suite: which tasks a model is scored by, and what it must reach."""
 
+import re
 from collections.abc import Collection, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.parts import reason
@@ -15,6 +16,9 @@ from cellray.core.sections import Section
 from cellray.core.settings import read_yaml
 from cellray.tasks.table import find_task
 from cellray.tasks.task import Spec
+
+NAME = r"[A-Za-z0-9][\w-]*"
+"""Of an entry: it becomes a folder's, and the begin of its metrics'."""
 
 
 class Entry(Spec):
@@ -58,6 +62,16 @@ class Suite(Section):
 
     tasks: dict[str, Entry] = Field(min_length=1)
     gates: dict[str, Gate] = Field(default_factory=dict)
+
+    @field_validator("tasks")
+    @classmethod
+    def _named(cls, tasks: dict[str, Entry]) -> dict[str, Entry]:
+        """See that names can be those of folders."""
+        for name in tasks:
+            if not re.fullmatch(NAME, name):
+                msg = f"'{name}' cannot name an entry: take letters, digits, '_' and '-'"
+                raise ValueError(msg)
+        return tasks
 
     @classmethod
     def load(cls, file: str | Path) -> Self:

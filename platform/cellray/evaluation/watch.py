@@ -24,7 +24,7 @@ from cellray.evaluation.run import MAX_CELLS
 from cellray.evaluation.submit import Done, Runner, runner
 from cellray.evaluation.suite import Suite
 from cellray.track.catalogue import aliases_of, find_model, find_version, show_model
-from cellray.track.evaluations import Evaluation, evaluations_of, options
+from cellray.track.evaluations import DIGEST, Evaluation, evaluations_of, options
 from cellray.track.promotion import promote
 from cellray.track.store import StoreError, client, store_errors
 
@@ -156,8 +156,15 @@ class _Watcher:
                     client().set_model_version_tag(self.name, str(version["version"]), tag, said)
 
     def key(self, digest: str) -> str:
-        """Give a name to the suite, what it leaves open, and the state of the atlas."""
+        """Give a name to the suite, what it leaves open, and the state of the atlas and files."""
         asked = [self.suite.model_dump(mode="json"), dict(self.given), self.max_cells, digest]
+        wanted = protocols(self.suite.specs(self.given), digest, self.max_cells)
+        files = {
+            name: [pair for pair in params if pair[0].endswith(DIGEST)]
+            for name, (_, _, params) in wanted.items()
+        }
+        if any(files.values()):
+            asked.append(files)
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
 
     def deal_with(self, uri: str, version: int, digest: str) -> Iterator[Event]:

@@ -3,6 +3,8 @@
 Shape suffixes: N cells, D embedding, F features.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -68,11 +70,12 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
     rows: list[tuple[str, str, str, int, float]] = []
     features: dict[str, list[NDArray[np.float64]]] = {}
     with threadpool_limits(1, user_api="blas"):
+        data = replace(embeddings, frozen=embedded(embeddings, seed=spec.seed))
         for number, split in enumerate(splits):
             known, true = values_NF[split.train], values_NF[split.test]
             told = {
                 method: ridge_regression(z_ND[split.train], known, z_ND[split.test], seed=spec.seed)
-                for method, z_ND in embedded(embeddings, train=split.train, seed=spec.seed).items()
+                for method, z_ND in embedded(data, train=split.train, seed=spec.seed).items()
             }
             told["mean"] = mean_baseline(known, len(split.test))
             for method, predicted in told.items():

@@ -28,8 +28,9 @@ def embedded(
     data
         The cells.
     train
-        Positions of a split's training cells, for the PCA that saw no other cell; without them
-        there is the PCA of all cells alone.
+        Positions of a split's training cells, for the PCA that saw no other cell. Without them
+        the PCA of all cells is fitted: once, before the splits, for what takes its result along in
+        ``data.frozen``.
     seed
         Of the PCA's solver.
 
@@ -39,9 +40,9 @@ def embedded(
         Embeddings of shape (N, D), float32, by method.
     """
     found = dict(data.frozen)
-    if "pca_all" not in found:
+    if train is None:
         found["pca_all"] = pca_embedding(data.counts, dim=PCA_DIM, seed=seed)
-    if train is not None:
+    else:
         found["pca"] = pca_embedding(data.counts, train=train, dim=PCA_DIM, seed=seed)
     known = [*METHODS, *(name for name in found if name not in METHODS)]
     return {name: found[name] for name in known if name in found}

@@ -52,7 +52,6 @@ def transfer(embeddings: Embeddings, spec: Spec) -> Report:
     with threadpool_limits(1, user_api="blas"):
         for number, split in enumerate(splits):
             frozen = embedded(data, train=split.train, seed=spec.seed)
-            frozen = {method: z_ND for method, z_ND in frozen.items() if method != "pca_all"}
             for fraction, train in labelled(split, labels, seed=spec.seed):
                 sizes.setdefault(fraction, []).append(len(train))
                 told = {

@@ -14,6 +14,9 @@ from cellray.track.catalogue import tied_metrics
 DIGEST_LENGTH = 32
 """Characters of an atlas's digest that are kept; MLflow stores 36 at most."""
 
+DIGEST = "_digest"
+"""End of the parameters that hold digests: ``ontology_digest`` is that of the file ``ontology``."""
+
 DEFAULTS = {"task": "annotation", "splits": "5", "seed": "0", "max_cells": "50000"}
 """The protocol of a ``cellray evaluate`` without options."""
 
@@ -65,7 +68,12 @@ class Evaluation:
 
 def protocol_of(task: str, digest: str, params: Mapping[str, str]) -> Protocol:
     """Give what makes two evaluations the same."""
-    return task, digest[:DIGEST_LENGTH], tuple(sorted(params.items()))
+    return task, digest[:DIGEST_LENGTH], tuple(sorted(by_content(params).items()))
+
+
+def by_content(params: Mapping[str, str]) -> dict[str, str]:
+    """Leave out where a file or another atlas lies, of which the digest is known."""
+    return {name: value for name, value in params.items() if f"{name}{DIGEST}" not in params}
 
 
 def says_worth(metric: str) -> bool:
@@ -117,12 +125,17 @@ def setting(task: str, url: str, params: Mapping[str, str]) -> str:
     return f"{task} of {url}" + (f" ({how})" if how else "")
 
 
+def command(uri: str, url: str, task: str, params: Mapping[str, str]) -> str:
+    """Write the command that evaluates a version on an atlas by a task, with these parameters."""
+    asked = {"task": task, **params}
+    other = {name: value for name, value in asked.items() if DEFAULTS.get(name) != value}
+    told = {name: value for name, value in other.items() if not name.endswith(DIGEST)}
+    return shlex.join(["cellray", "evaluate", uri, "--atlas", url, *options(told)])
+
+
 def how_to(evaluation: Evaluation, uri: str) -> str:
     """Say how to evaluate another version in the same way."""
-    asked = {"task": evaluation.task, **evaluation.params}
-    other = {name: value for name, value in asked.items() if DEFAULTS.get(name) != value}
-    words = ["cellray", "evaluate", uri, "--atlas", evaluation.url, *options(other)]
-    return f"run '{shlex.join(words)}'"
+    return f"run '{command(uri, evaluation.url, evaluation.task, evaluation.params)}'"
 
 
 def _atlases(run: Run) -> list[Dataset]:

@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 
 from cellray.atlas.write import ingest
 from cellray.core.errors import CellrayError
-from cellray.evaluation.gather import choose_cells, name_genes
+from cellray.evaluation.gather import choose_cells, content_of, name_genes
 
 GENES = [f"GENE{number}" for number in range(40)]
 
@@ -84,3 +84,19 @@ def test_all_cells_are_chosen_in_the_order_of_their_source_or_a_sample(atlas):
     assert len(some) == 10
     assert (np.diff(rows[some]) > 0).all()
     np.testing.assert_array_equal(some, choose_cells(atlas, 10, 0))
+
+
+@pytest.mark.parametrize(
+    ("files", "batches"),
+    [({"recipe.yaml": "22"}, ()), ({"genes.txt": "22"}, ()), ({}, ("a", "b"))],
+    ids=["recipe", "genes", "batches"],
+)
+def test_embeddings_are_kept_by_all_that_they_depend_on(files, batches):
+    sealed = {"weights.safetensors": "00", "recipe.yaml": "11", "genes.txt": "11"}
+
+    def resolved(files, batches):
+        return SimpleNamespace(facts={"sha256": files}, learner=SimpleNamespace(batches=batches))
+
+    digest = content_of(resolved(sealed, ()))
+    assert content_of(resolved({**sealed}, ())) == digest
+    assert content_of(resolved(sealed | files, batches)) != digest

@@ -9,7 +9,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from cellray.atlas.choose import choose
-from cellray.atlas.splits import TRAIN
+from cellray.atlas.splits import TRAIN, SplitSpec, store_split
 from cellray.atlas.store import Atlas
 from cellray.atlas.write import ingest
 from cellray.core.recipe import Recipe
@@ -20,7 +20,10 @@ RECIPE = Recipe.of({"data": {"batch_size": 8, "slab_batches": 1, "mix": 2, "vali
 
 
 def write(path, counts, genes, donors):
-    obs = pd.DataFrame({"donor": donors}, index=[f"c{n}" for n in range(len(counts))])
+    plates = np.where(np.arange(len(counts)) % 2 == 0, "one", "two")
+    obs = pd.DataFrame(
+        {"donor": donors, "plate": plates}, index=[f"c{n}" for n in range(len(counts))]
+    )
     var = pd.DataFrame(index=genes)
     anndata.AnnData(csr_matrix(counts.astype(np.float32)), obs=obs, var=var).write_h5ad(path)
     return path
@@ -94,7 +97,7 @@ def test_hashes_follow_counts_and_not_order_or_form(counts):
 
 
 def test_a_planted_leak_is_found_to_the_cell(before, after, counts):
-    found = seen(model(before), after, split_by="donor")
+    found = seen(model(before), after, split_by=["donor"])
     sides = choose(RECIPE, before).sides
     trained = {
         row.tobytes()
@@ -109,9 +112,37 @@ def test_a_planted_leak_is_found_to_the_cell(before, after, counts):
     assert 10 < sum(expected) < 31
     assert found.cells.tolist() == expected
     assert found.share == np.mean(expected)
-    assert found.groups == ("ben",)
+    assert found.groups == {"donor": ("ben",)}
     assert f"trained on {np.mean(expected):.1%} of the scored cells" in found.note
     assert found.note.endswith("values of donor that it was pre-trained on: 'ben'.")
+
+
+def test_every_column_that_cells_are_split_by_is_compared(before, after):
+    found = seen(model(before), after, split_by=["plate", "donor"])
+    assert found.groups == {"plate": ("one", "two"), "donor": ("ben",)}
+    assert found.note.endswith(
+        "; values of plate that it was pre-trained on: 'one', 'two'; values of donor that it was "
+        "pre-trained on: 'ben'."
+    )
+
+
+def test_donors_that_were_held_out_of_the_training_are_no_leak(counts, tmp_path):
+    donors = np.repeat(["anna", "ben"], 40)
+    atlas = ingest([write(tmp_path / "a.h5ad", counts[:80], GENES, donors)], tmp_path / "a")
+    store_split(atlas, "donors", SplitSpec(by="donor", values=("ben",)))
+    atlas = Atlas.open(atlas.url)
+    known = model(atlas)
+    known.learner.recipe = RECIPE.with_(["data.split=donors"])
+    found = seen(known, atlas, split_by=["donor"])
+    assert found.share == 0.5
+    assert found.groups == {"donor": ("anna",)}
+
+
+def test_another_model_is_called_by_its_name(before, after):
+    found = seen(model(before), after, who="the champion (models:/cells/1)")
+    assert found.note.startswith("The champion (models:/cells/1) was pre-trained on another atlas")
+    gone = seen(model(before, atlas="/nowhere"), after, who="the champion")
+    assert gone.note.startswith("Whether the champion was pre-trained on these cells is not known")
 
 
 def test_in_the_same_atlas_the_held_out_cells_are_unseen(before):
@@ -124,9 +155,9 @@ def test_in_the_same_atlas_the_held_out_cells_are_unseen(before):
 def test_new_cells_are_unseen(before, after):
     cells = np.flatnonzero(after.obs(["donor"])["donor"].astype(str) == "cleo")
     rows = after.read_cells(cells).to_scipy()
-    found = seen_cells(model(before), after, cells, rows, "donor")
+    found = seen_cells(model(before), after, cells, rows, ["donor"])
     assert found.share == 0
-    assert found.groups == ()
+    assert found.groups == {}
     assert "none of the scored cells was among the cells it was trained on." in found.note
 
 
@@ -141,7 +172,7 @@ def test_new_cells_are_unseen(before, after):
 )
 def test_what_cannot_be_known_is_said(before, after, facts, said):
     found = seen(model(before, **facts), after)
-    assert (found.cells, found.share, found.groups) == (None, None, ())
+    assert (found.cells, found.share, found.groups) == (None, None, {})
     assert said in found.note
 
 

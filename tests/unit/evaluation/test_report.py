@@ -35,7 +35,9 @@ FACTS = {
     "atlas_cells": 420,
     "atlas_genes": 60,
     "genes_matched": 1.0,
-    "seen_in_pretraining": True,
+    "seen_in_pretraining": 0.25,
+    "champion": None,
+    "champion_seen_in_pretraining": None,
     "split_seed": 0,
     "command": "cellray evaluate models:/cells/3 --atlas s3://bucket/cells --label cell_type",
 }

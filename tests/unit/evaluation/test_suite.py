@@ -86,6 +86,10 @@ def test_a_gate_on_what_no_task_gives_is_refused(metric, gate, reports):
     ("values", "said"),
     [
         ({"tasks": {}}, "'tasks'"),
+        ({"tasks": {"../x": {"task": "annotation"}}}, r"'\.\./x' cannot name an entry"),
+        ({"tasks": {"a/b": {"task": "annotation"}}}, "'a/b' cannot name an entry"),
+        ({"tasks": {"-x": {"task": "annotation"}}}, "'-x' cannot name an entry"),
+        ({"tasks": {"x\n": {"task": "annotation"}}}, "cannot name an entry"),
         ({"tasks": {"annotation": {"lable": "x"}}}, "did you mean 'label'"),
         ({"tasks": {"annotation": {"splits": 0}}}, "'tasks.annotation.splits'"),
         ({"gates": {METRIC: {}}}, "name min, max or over"),
