@@ -18,6 +18,7 @@ RECIPE = Recipe.of(
     {
         "encoder": {"name": "mlp", "widths": [16], "dim": 4, "dropout": 0.0},
         "objective": {"name": "masked", "widths": [8]},
+        "data": {"batch_size": 32},
     }
 )
 ORTHOLOGS = [f"OTHER{number}" for number in range(40)]

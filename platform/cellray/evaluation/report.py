@@ -165,7 +165,8 @@ def _rows(report: Report, columns: Sequence[tuple[str, str]]) -> list[dict[str, 
                 {
                     "mean": means[key],
                     "std": spreads[key],
-                    "best": means[key] == best[column],
+                    "best": len(means.xs(column, level=("readout", "metric"))) > 1
+                    and means[key] == best[column],
                     "bounds": bounds.get(key),
                 }
             )

@@ -16,7 +16,7 @@ from cellray.tasks import figures, maps
 from cellray.tasks.calibration import BINS, binned_confidence, reliability_figure
 from cellray.tasks.intervals import against_champion, f1_intervals
 from cellray.tasks.methods import PCA_NOTE
-from cellray.tasks.readouts import UNIFORM, Found, K, Told, predictions, read
+from cellray.tasks.readouts import UNIFORM, Found, K, Told, predictions, read, trivial
 from cellray.tasks.splits import Split, make_splits, usable_cells
 from cellray.tasks.task import Embeddings, Report, Spec
 
@@ -34,7 +34,8 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
     cells and scored on the others, over several splits. The baselines get the same splits: the
     same encoder untrained, and a PCA to 50 components twice: with axes fitted on all cells, which
     is the match of a model that was pre-trained on this atlas, and with axes fitted on the training
-    cells of each split only, the match of one that was not.
+    cells of each split only, the match of one that was not. Two more use no embedding: the nearest
+    mean profile of a type, and the most common type.
 
     With ``spec.fine_tune`` each network is also trained for the labels, the untrained one as the
     others. With an ontology, F1 is given a second time where a kind of the true type counts as
@@ -67,7 +68,7 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
     units = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     ontology = None if spec.ontology is None else Ontology.of(spec.ontology)
     found = read(data, labels, splits, spec)
-    told = predictions(found)
+    told = {**predictions(found), **trivial(data, labels, splits)}
     rare = {*order[sizes < RARE * len(labels)]}
     scores = _scores(found, told, labels, splits, rare, ontology)
     intervals = f1_intervals(told, labels, splits, units, spec.seed)
@@ -117,9 +118,8 @@ def _scores(
 ) -> pd.DataFrame:
     """Give the scores, as in `Report`; F1 of rare classes where there are any."""
     rows = []
-    for key, of_splits in found.items():
-        both = zip(splits, of_splits, told[key], strict=True)
-        for number, (split, probabilities, predicted) in enumerate(both):
+    for key, of_splits in told.items():
+        for number, (split, predicted) in enumerate(zip(splits, of_splits, strict=True)):
             true = labels[split.test]
             values = f1(true, predicted)
             if of_rare := [v for name, v in class_f1(true, predicted).items() if name in rare]:
@@ -127,8 +127,10 @@ def _scores(
             if ontology is not None:
                 kinds = f1(true, lenient(true, predicted, ontology))
                 values |= {f"ontology_{metric}": value for metric, value in kinds.items()}
-            values["ece"] = expected_calibration_error(true, *probabilities, bins=BINS)
-            values["brier"] = brier(true, *probabilities)
+            if key in found:
+                probabilities = found[key][number]
+                values["ece"] = expected_calibration_error(true, *probabilities, bins=BINS)
+                values["brier"] = brier(true, *probabilities)
             rows += [(*key, metric, number, value) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
 

@@ -16,6 +16,8 @@ from cellray.learn.embed import embed_matrix
 from cellray.learn.learner import Learner
 from cellray.nets.tokens import TokenEncoder
 from cellray.score.annotation import Probabilities, knn_votes, likeliest, probe_probabilities
+from cellray.score.embedding import log_normalise
+from cellray.score.mapping import map_by_centroids
 from cellray.tasks.finetune import classify
 from cellray.tasks.methods import embedded
 from cellray.tasks.splits import Split
@@ -76,6 +78,29 @@ def read(data: Embeddings, labels: NDArray[np.str_], splits: Sequence[Split], sp
                     for number, one in enumerate(splits)
                 ]
     return found
+
+
+def trivial(data: Embeddings, labels: NDArray[np.str_], splits: Sequence[Split]) -> Told:
+    """Predict every split's test cells without any encoder.
+
+    By the nearest mean profile of the training cells of a class, over log-normalised counts; and
+    by the class that most training cells have.
+
+    Parameters
+    ----------
+    data, labels, splits
+        As of `read`.
+    """
+    told: dict[tuple[str, str], list[NDArray[np.str_]]] = {}
+    values = log_normalise(data.counts)
+    for split in splits:
+        known = labels[split.train]
+        nearest = map_by_centroids(values[split.train], known, values[split.test]).predicted
+        names, sizes = np.unique(known, return_counts=True)
+        most = np.full(len(split.test), names[sizes.argmax()])
+        told.setdefault(("nearest_centroid", "centroid"), []).append(nearest)
+        told.setdefault(("majority", "majority"), []).append(most)
+    return told
 
 
 def predictions(found: Found) -> Told:

@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 from cellray.core.seeds import generator
 from cellray.learn.embed import embed_matrix
 from cellray.score.annotation import f1, knn
-from cellray.score.embedding import pca_embedding
+from cellray.score.embedding import log_normalise, pca_embedding
+from cellray.score.mapping import map_by_centroids
 from cellray.tasks.curves import Panel, curves_figure
 from cellray.tasks.names import PCA_DIM
 from cellray.tasks.splits import make_splits, usable_sample
@@ -62,7 +63,7 @@ def robustness(embeddings: Embeddings, spec: Spec) -> Report:
 
     The training cells of each split are as they were measured; the test cells lose counts, at
     random: single entries (dropout), molecules (library) or whole genes (missing). The PCA's axes
-    are those of the unchanged training cells.
+    are those of the unchanged training cells, and so are the mean profiles of the types.
 
     Parameters
     ----------
@@ -82,6 +83,7 @@ def robustness(embeddings: Embeddings, spec: Spec) -> Report:
     groups = None if spec.split_by is None else data.column(spec.split_by)
     splits = make_splits(labels, groups, spec)
     rows = []
+    whole = log_normalise(data.counts)
     with threadpool_limits(1, user_api="blas"):
         for readout, changed in _changed(data.counts, spec.seed).items():
             after = {
@@ -95,8 +97,11 @@ def robustness(embeddings: Embeddings, spec: Spec) -> Report:
                 z_ND = pca_embedding(both, train=fitted, dim=PCA_DIM, seed=spec.seed)
                 pairs = {m: (data.frozen[m][train], z[test]) for m, z in after.items()}
                 pairs["pca"] = (z_ND[: len(train)], z_ND[len(train) :])
-                for method, (known, asked) in pairs.items():
-                    value = f1(labels[test], knn(known, labels[train], asked))["macro_f1"]
+                told = {m: knn(known, labels[train], asked) for m, (known, asked) in pairs.items()}
+                mapped = map_by_centroids(whole[train], labels[train], log_normalise(changed[test]))
+                told["nearest_centroid"] = mapped.predicted
+                for method, predicted in told.items():
+                    value = f1(labels[test], predicted)["macro_f1"]
                     rows.append((method, readout, "macro_f1", number, value))
     scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
     return Report(

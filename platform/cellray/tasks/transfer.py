@@ -9,6 +9,8 @@ from threadpoolctl import threadpool_limits
 
 from cellray.core.seeds import generator
 from cellray.score.annotation import f1, likeliest
+from cellray.score.embedding import log_normalise
+from cellray.score.mapping import map_by_centroids
 from cellray.tasks.curves import Panel, curves_figure
 from cellray.tasks.finetune import classify
 from cellray.tasks.methods import PCA_NOTE, embedded
@@ -17,6 +19,8 @@ from cellray.tasks.splits import Cells, Split, make_splits, usable_sample
 from cellray.tasks.steps import Counts
 from cellray.tasks.task import Embeddings, Figure, Report, Spec
 
+MEANS = "nearest_centroid"
+KINDS = ("fine_tuned", "probe", "centroid")
 FRACTIONS = (0.005, 0.02, 0.1, 0.5, 1.0)
 """Of the training cells' labels."""
 
@@ -27,7 +31,8 @@ def transfer(embeddings: Embeddings, spec: Spec) -> Report:
     The pre-trained network and the same one from scratch are trained for as many steps on the same
     cells (Richter et al. 2024). Every type keeps a cell at least, and the cells of a fraction are
     among those of larger ones. Beside them stand linear probes on the frozen embeddings and on
-    the PCA, whose axes need no label and were fitted on all training cells.
+    the PCA, whose axes need no label and were fitted on all training cells, and the nearest mean
+    profile of the labelled cells of a type.
 
     Parameters
     ----------
@@ -46,6 +51,7 @@ def transfer(embeddings: Embeddings, spec: Spec) -> Report:
     labels = data.column(spec.label)
     groups = None if spec.split_by is None else data.column(spec.split_by)
     splits = make_splits(labels, groups, spec)
+    values = log_normalise(data.counts)
     counts = {method: Counts(of, data.counts, data.genes) for method, of in data.learners.items()}
     rows: list[tuple[str, str, str, int, float]] = []
     sizes: dict[float, list[int]] = {}
@@ -69,10 +75,13 @@ def transfer(embeddings: Embeddings, spec: Spec) -> Report:
                         test=split.test,
                         seed=spec.seed + number,
                     )
-                for (method, readout), probabilities in told.items():
-                    values = f1(labels[split.test], likeliest(*probabilities))
+                predicted = {key: likeliest(*of) for key, of in told.items()}
+                mapped = map_by_centroids(values[train], labels[train], values[split.test])
+                predicted[MEANS, "centroid"] = mapped.predicted
+                for (method, readout), labelled_as in predicted.items():
+                    scored = f1(labels[split.test], labelled_as)
                     of = f"{readout}_{fraction:g}"
-                    rows += [(method, of, name, number, value) for name, value in values.items()]
+                    rows += [(method, of, name, number, value) for name, value in scored.items()]
     scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
     scores = scores.sort_values("readout", key=lambda of: of.map(_order), kind="stable")
     return Report(
@@ -102,9 +111,9 @@ def labelled(split: Split, labels: NDArray[np.str_], *, seed: int) -> Iterator[t
         yield fraction, np.sort(np.concatenate(taken))
 
 
-def _order(readout: str) -> tuple[bool, float]:
+def _order(readout: str) -> tuple[int, float]:
     kind, fraction = readout.rsplit("_", 1)
-    return kind == "probe", float(fraction)
+    return KINDS.index(kind), float(fraction)
 
 
 def _listed(sizes: dict[float, list[int]]) -> str:
@@ -116,11 +125,12 @@ def _figure(scores: pd.DataFrame) -> Figure:
     of_macro = scores[scores["metric"] == "macro_f1"]
     means = of_macro.groupby(["method", "readout"], sort=False)["value"].mean()
     panels = []
-    for readout in ("fine_tuned", "probe"):
+    for readout, kinds in (("fine_tuned", KINDS[:1]), ("probe", KINDS[1:])):
         lines = {
-            method: [(share, means[method, f"{readout}_{share:g}"]) for share in FRACTIONS]
+            method: [(share, means[method, f"{kind}_{share:g}"]) for share in FRACTIONS]
+            for kind in kinds
             for method in dict.fromkeys(of_macro["method"])
-            if (method, f"{readout}_{FRACTIONS[0]:g}") in means.index
+            if (method, f"{kind}_{FRACTIONS[0]:g}") in means.index
         }
         panels.append(Panel(readout, "share of the labels", lines, log=True))
     return curves_figure(
@@ -130,6 +140,7 @@ def _figure(scores: pd.DataFrame) -> Figure:
         title="Macro F1 by the share of labels",
         caption=(
             "Means over splits. Left: all weights are trained further; 'untrained encoder' is the "
-            "network from scratch. Right: a probe on the embedding as it is."
+            "network from scratch. Right: a probe on the embedding as it is, and the nearest mean "
+            "profile."
         ),
     )

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedShuffleSplit
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from cellray.core.errors import CellrayError
 from cellray.tasks.annotation import annotation
@@ -101,6 +102,28 @@ def test_scores_equal_scikit_learn_on_the_same_splits(cells, method, fixture, re
         ours = values_of(found, method=method, readout=readout, metric=metric)
         # The probe's penalty depends a little on how embeddings are scaled; kNN has no freedom.
         np.testing.assert_allclose(ours, values, atol=1e-9 if readout == "knn" else 0.05)
+
+
+def test_trivial_baselines_are_those_of_scikit_learn(cells, report):
+    labels = cells.obs["cell_type"].to_numpy(str)
+    dense = cells.counts.toarray()
+    logs = np.log1p(dense / dense.sum(axis=1, keepdims=True) * 10_000)
+    told = {
+        "nearest_centroid": ("centroid", NearestCentroid()),
+        "majority": ("majority", DummyClassifier()),
+    }
+    for method, (readout, classifier) in told.items():
+        expected = [
+            f1_score(
+                labels[split.test],
+                classifier.fit(logs[split.train], labels[split.train]).predict(logs[split.test]),
+                average="macro",
+            )
+            for split in make_splits(labels, None, SPEC)
+        ]
+        ours = values_of(report, method=method, readout=readout, metric="macro_f1")
+        np.testing.assert_allclose(ours, expected, atol=1e-9)
+    assert values_of(report, method="majority", metric="ece").size == 0  # it has no confidence
 
 
 def test_pca_never_sees_the_test_cells(cells):

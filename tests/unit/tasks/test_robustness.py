@@ -54,12 +54,12 @@ def report(embeddings):
 def test_every_change_is_scored_for_every_method(report):
     names = {f"{kind}_{level:g}" for kind, levels in LEVELS.items() for level in levels}
     assert set(report.scores["readout"]) == {"unchanged", *names}
-    assert set(report.scores["method"]) == {"model", "pca"}
-    assert len(report.scores) == 2 * 2 * 10
+    assert set(report.scores["method"]) == {"model", "pca", "nearest_centroid"}
+    assert len(report.scores) == 3 * 2 * 10
 
 
 def test_the_annotation_falls_with_what_is_lost(report):
-    for method in ("model", "pca"):
+    for method in ("model", "pca", "nearest_centroid"):
         whole = report.metrics[f"{method}/unchanged/macro_f1"]
         assert whole > 0.8
         assert report.metrics[f"{method}/library_0.1/macro_f1"] < whole - 0.1

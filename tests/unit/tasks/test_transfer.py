@@ -59,6 +59,7 @@ def test_every_fraction_is_scored_by_probe_and_network(report):
             ("model", "probe"),
             ("untrained", "probe"),
             ("pca", "probe"),
+            ("nearest_centroid", "centroid"),
         ]
     }
     few = rows.loc[("model", "fine_tuned_0.005"), "macro_f1"]
