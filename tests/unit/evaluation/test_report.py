@@ -163,6 +163,9 @@ def test_the_files_hold_the_same_numbers(report, tmp_path):
         *(f"figures/{figure.name}.svg" for figure in report.figures),
     }
     table = pd.read_csv(tmp_path / "table.csv")
+    seen = table.pop("seen_in_pretraining")
+    assert (seen[table["method"] == "model"] == FACTS["seen_in_pretraining"]).all()
+    assert seen[table["method"] != "model"].isna().all()
     pd.testing.assert_frame_equal(table, report.table, check_exact=False, rtol=1e-12)
     confusion = pd.read_csv(tmp_path / "confusion.csv", index_col="true class")
     assert (confusion.to_numpy() == report.tables["confusion"].iloc[:, 1:].to_numpy()).all()
