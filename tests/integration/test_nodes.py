@@ -2,6 +2,7 @@
 
 import pytest
 from ray.cluster_utils import Cluster
+from ray.util.state import list_actors, list_tasks
 from tests.integration.driver import RECIPE, check_undisturbed, history, start
 
 from cellray.atlas.simulate import Simulation, simulate_anndata
@@ -21,12 +22,11 @@ def atlas(tmp_path_factory):
 
 
 @pytest.fixture
-def cluster():
+def cluster(request):
     """A head with room for the driver and the reads, to which nodes are added."""
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "object_store_memory": 300_000_000},
-    )
+    head = {"num_cpus": 2, "object_store_memory": 300_000_000}
+    head["include_dashboard"] = getattr(request, "param", False)
+    made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     made.shutdown()
 
@@ -78,3 +78,26 @@ def test_an_elastic_run_shrinks_with_its_cluster(cluster, launch, atlas):
     check_undisturbed(driver, run_id, recipe, atlas)
     worlds = {value for _, value in history(driver.client, run_id, "workers")}
     assert worlds == {1.0, 2.0}
+
+
+@pytest.mark.parametrize("cluster", [True], indirect=True, ids=["dashboard"])
+def test_workers_and_reads_run_on_the_nodes_that_have_their_labels(cluster, launch, atlas):
+    nodes = {
+        role: cluster.add_node(**NODE, labels={"cellray/role": role}).node_id
+        for role in ("feed", "train")
+    }
+    cluster.wait_for_nodes()
+    driver, _ = launch(
+        "train.num_workers=2",
+        "train.labels={cellray/role: train}",
+        "train.read_labels={cellray/role: feed}",
+        "train.epochs=40",
+    )
+    driver.until_step(5)
+    ids = {"address": f"http://{cluster.webui_url}", "limit": 1_000, "detail": True}
+    workers = [one.node_id for one in list_actors(**ids) if "RayTrainWorker" in one.class_name]
+    reads = [one.node_id for one in list_tasks(**ids) if one.name.startswith("Read")]
+    assert workers == 2 * [nodes["train"]]
+    assert reads
+    assert set(reads) == {nodes["feed"]}
+    driver.kill()

@@ -216,6 +216,11 @@ class Train(Section):
         CPUs that a worker asks of Ray; Ray Data needs what is left over to read.
     resources_per_worker
         Other resources that a worker asks of Ray, by the names that the cluster gives them.
+    labels
+        Labels that a node must have for workers to run on it, as Ray selects by them:
+        ``{cellray/role: train}``. Empty takes any node.
+    read_labels
+        The same of the nodes that read the atlas.
     placement
         How Ray lays workers over nodes: ``PACK`` on few, ``SPREAD`` over many, ``STRICT_`` or not
         at all.
@@ -242,6 +247,8 @@ class Train(Section):
     keep: Annotated[int, Field(ge=1)] = 1
     cpus_per_worker: Annotated[float, Field(gt=0)] = 0.5
     resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = {}
+    labels: dict[str, str] = {}
+    read_labels: dict[str, str] = {}
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     timeout_s: Annotated[int, Field(ge=1)] = 1_800
     max_failures: Annotated[int, Field(ge=0)] = 2

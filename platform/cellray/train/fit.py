@@ -128,6 +128,7 @@ def fit_attempt(
                     **train.resources_per_worker,
                 },
                 placement_strategy=train.placement,
+                label_selector=dict(train.labels) or None,  # type: ignore[call-arg]
             ),
             run_config=ray.train.RunConfig(
                 name=name,
@@ -143,7 +144,9 @@ def fit_attempt(
             ),
             datasets={"train": callback.dataset},
             dataset_config=ray.train.DataConfig(
-                execution_options=ExecutionOptions(preserve_order=True)
+                execution_options=ExecutionOptions(
+                    preserve_order=True, label_selector=dict(train.read_labels) or None
+                )
             ),
         )
         try:

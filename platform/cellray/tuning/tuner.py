@@ -45,7 +45,7 @@ def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch:
     _check_store()
     with tempfile.TemporaryDirectory(prefix="cellray-tune-") as scratch:
         tuner = tune.Tuner(
-            tune.with_resources(trainable(job), resources),
+            tune.with_resources(trainable(job), _placed(resources, wanted)),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearch(wanted, study, left=watch.may_begin),
                 scheduler=StudyScheduler(study),
@@ -82,6 +82,16 @@ def _resources(wanted: Sweep) -> dict[str, float]:
         )
     gpu = {"GPU": gpus} if gpus else {}
     return {"CPU": settings.cpus_per_trial, **gpu, **train.resources_per_worker}
+
+
+def _placed(
+    resources: dict[str, float], wanted: Sweep
+) -> dict[str, float] | tune.PlacementGroupFactory:
+    """Ask for nodes with the recipe's labels too, for a trial that trains in its own process."""
+    labels = wanted.example.train.labels
+    if not (wanted.alone and labels):
+        return resources
+    return tune.PlacementGroupFactory([resources], bundle_label_selector=[dict(labels)])
 
 
 def _ray_resources() -> dict[str, float]:

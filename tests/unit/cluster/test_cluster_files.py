@@ -1,8 +1,11 @@
-"""The files in cluster/: by the published schemas, and naming only what exists."""
+"""The files in cluster/ for machines: by the published schemas, and naming only what exists."""
 
 import json
 import re
 import shlex
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import jsonschema
@@ -13,24 +16,14 @@ from cellray.cli_cluster import VERBS
 
 ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "cluster" / "ray.yaml"
-RAYJOB = ROOT / "cluster" / "kuberay" / "rayjob.yaml"
 DOCKERFILE = ROOT / "cluster" / "Dockerfile"
+HADOLINT = Path(sys.executable).with_name("hadolint")
 PINNED = (ROOT / "constraints.txt").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
 def launcher():
     return yaml.safe_load(LAUNCHER.read_text())
-
-
-@pytest.fixture(scope="module")
-def rayjob():
-    return yaml.safe_load(RAYJOB.read_text())
-
-
-@pytest.fixture(scope="module")
-def schema():
-    return json.loads((Path(__file__).parent / "rayjob.schema.json").read_text())
 
 
 def test_launcher_follows_rays_schema(launcher):
@@ -50,6 +43,12 @@ def test_launcher_starts_with_a_token_and_keeps_the_dashboard_on_loopback(launch
     assert "--dashboard-host=127.0.0.1" in launcher["head_start_ray_commands"][-1]
 
 
+def test_launcher_names_nodes_by_what_they_do(launcher):
+    kinds = launcher["available_node_types"]
+    labels = {kind: kinds[kind].get("labels", {}) for kind in kinds}
+    assert labels == {"head": {}} | {kind: {"cellray/role": kind} for kind in ("feed", "train")}
+
+
 def test_launcher_start_commands_parse(launcher):
     from ray.scripts.scripts import start
 
@@ -58,36 +57,30 @@ def test_launcher_start_commands_parse(launcher):
         start.make_context("start", words)
 
 
-def test_rayjob_follows_the_schema(rayjob, schema):
-    jsonschema.validate(rayjob, schema)
-
-
-def test_a_misspelt_key_is_refused(rayjob, schema):
-    spec = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
-    wrong = json.loads(json.dumps(rayjob))
-    wrong["spec"]["rayClusterSpec"]["workerGroupSpecs"][0] = spec | {"maxReplica": 3}
-    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
-        jsonschema.validate(wrong, schema)
-
-
-def test_rayjob_keeps_the_token_and_no_secret(rayjob):
-    assert rayjob["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
-    assert not re.search(r"(?i)(secret_access_key|password|token)\s*:\s*\S", RAYJOB.read_text())
-
-
-def test_rayjob_runs_a_job_that_exists(rayjob, parse_command):
-    python, script, *arguments = shlex.split(rayjob["spec"]["entrypoint"])
-    path = ROOT / Path(script).relative_to("/opt/cellray")
-    assert python == "python"
-    assert path.is_file()
-    parsed = parse_command([path.stem, *arguments])
-    assert (ROOT / parsed["recipe"].relative_to("/opt/cellray")).is_file()
-
-
-def test_versions_of_ray_agree(rayjob):
+def test_image_has_the_pinned_ray():
     (pinned,) = (line.removeprefix("ray==") for line in PINNED if line.startswith("ray=="))
-    assert rayjob["spec"]["rayClusterSpec"]["rayVersion"] == pinned
     assert f"FROM rayproject/ray:{pinned}-py311" in DOCKERFILE.read_text()
+
+
+def test_image_is_linted():
+    done = subprocess.run([HADOLINT, DOCKERFILE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_linter_finds_what_is_wrong(tmp_path):
+    wrong = DOCKERFILE.read_text().replace("FROM rayproject/ray:", "FROM rayproject/ray #")
+    (tmp_path / "Dockerfile").write_text(wrong)
+    done = subprocess.run([HADOLINT, tmp_path / "Dockerfile"], capture_output=True, text=True)
+    assert "DL3006" in done.stdout
+
+
+def test_image_installs_what_mlflow_needs_for_postgres():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert [re.split(r"[<>=]", one)[0] for one in extras["postgres"]] == ["psycopg2-binary"]
+    assert '".[postgres]"' in DOCKERFILE.read_text()
+    assert any(line.startswith("psycopg2-binary==") for line in PINNED)
 
 
 def test_dockerfile_copies_what_exists():
