@@ -216,11 +216,9 @@ class Train(Section):
         CPUs that a worker asks of Ray; Ray Data needs what is left over to read.
     resources_per_worker
         Other resources that a worker asks of Ray, by the names that the cluster gives them.
-    labels
-        Labels that a node must have for workers to run on it, as Ray selects by them:
-        ``{cellray/role: train}``. Empty takes any node.
-    read_labels
-        The same of the nodes that read the atlas.
+    labels, read_labels
+        Ray's labels of the nodes that train, ``{cellray/role: train}``, and of those that read
+        the atlas; empty takes any node.
     placement
         How Ray lays workers over nodes: ``PACK`` on few, ``SPREAD`` over many, ``STRICT_`` or not
         at all.
