@@ -6,8 +6,9 @@ from typing import Any
 
 from cellray.answers import facts, table
 
-FORGOTTEN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
-"""Variables of other accounts, which would come before the cluster's own."""
+FORGOTTEN = ("RAY_AUTH_TOKEN", "MLFLOW_TRACKING_TOKEN")
+FORGOTTEN_S3 = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
+"""Variables of other clusters and accounts, which would come before the cluster's own."""
 
 
 def status_text(document: Mapping[str, Any]) -> str:
@@ -57,6 +58,7 @@ def up_text(document: Mapping[str, Any], words: str) -> str:
 
 def env_text(variables: Mapping[str, str]) -> str:
     """Lay variables out for ``eval`` by a shell."""
-    lines = [f"unset {' '.join(FORGOTTEN)}"] if "AWS_ENDPOINT_URL" in variables else []
+    others = FORGOTTEN + (FORGOTTEN_S3 if "AWS_ENDPOINT_URL" in variables else ())
+    lines = [f"unset {' '.join(others)}"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return "\n".join(lines)

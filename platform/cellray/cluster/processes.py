@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -161,13 +162,21 @@ def end(find: Callable[[], Sequence[psutil.Process]], grace: float = GRACE_SECON
     return len(asked)
 
 
+_given: set[int] = set()
+
+
 def free_ports(count: int) -> list[int]:
-    """Find ports on loopback on which nothing listens."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
+    """Find ports on loopback on which nothing listens; none comes twice in a process."""
+    found: list[int] = []
+    with ExitStack() as held:  # all of them at once: a port that is let go may come again
+        while len(found) < count:
+            one = held.enter_context(socket.socket())
             one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
+            port: int = one.getsockname()[1]
+            if port not in _given:
+                found.append(port)
+    _given.update(found)
+    return found
 
 
 def check_port(port: int, option: str) -> int:
@@ -202,5 +211,5 @@ def answers(url: str, *, token: str | None = None, seconds: float = 5) -> bytes 
     except HTTPError as error:
         error.close()
         return None
-    except (URLError, OSError):
+    except (URLError, OSError, HTTPException):
         return None

@@ -16,6 +16,7 @@ from cellray.cluster.processes import HOST, MARK, Started, answers, check_port, 
 from cellray.cluster.state import (
     CREDENTIALS,
     S3_KEY,
+    STATE,
     TOKEN,
     Credentials,
     State,
@@ -30,6 +31,7 @@ from cellray.core.types import Progress
 PATIENCE = 300.0
 """Seconds until a server that has not answered counts as failed."""
 
+SCRATCH = "cellray-"
 SOCKET_BYTES = 38
 """Bytes that the path of Ray's folder may have: its sockets lie below it, and may have 107."""
 
@@ -67,8 +69,8 @@ def planned(folder: Path, wanted: Wanted) -> State:
 def _scratch() -> str:
     """Make a folder for Ray whose path is short enough for its sockets."""
     base = tempfile.gettempdir()
-    short = len(base) + len("/cellray-12345678") <= SOCKET_BYTES
-    return tempfile.mkdtemp(prefix="cellray-", dir=base if short else "/tmp")
+    short = len(f"{base}/{SCRATCH}12345678") <= SOCKET_BYTES
+    return tempfile.mkdtemp(prefix=SCRATCH, dir=base if short else "/tmp")
 
 
 class Starting:
@@ -200,5 +202,6 @@ def last_line(log: Path) -> str:
 
 def forget(folder: Path, state: State) -> None:
     """Remove what goes with a cluster that has ended: its state, and Ray's folder."""
-    shutil.rmtree(state.scratch, ignore_errors=True)
-    (folder / "state.json").unlink(missing_ok=True)
+    if Path(state.scratch).name.startswith(SCRATCH):  # the file may have been edited
+        shutil.rmtree(state.scratch, ignore_errors=True)
+    (folder / STATE).unlink(missing_ok=True)

@@ -82,7 +82,7 @@ def test_changed_passwords_are_refused(tmp_path):
 
 def test_a_shell_takes_the_variables_over():
     """Whatever a password holds, and whatever account the shell was set up for before."""
-    given = {"PATH": os.environ["PATH"], "AWS_PROFILE": "work", "AWS_SESSION_TOKEN": "old"}
+    given = {"PATH": os.environ["PATH"], "AWS_PROFILE": "work", "RAY_AUTH_TOKEN": "old"}
     wanted = servers.client_env(STATE, CREDENTIALS)
     code = "import json, os; print(json.dumps(dict(os.environ)))"
     command = f'eval "$1"; {sys.executable} -c "{code}"'
@@ -96,7 +96,7 @@ def test_a_shell_takes_the_variables_over():
     got = json.loads(done.stdout)
     assert wanted.items() <= got.items()
     assert "AWS_PROFILE" not in got
-    assert "AWS_SESSION_TOKEN" not in got
+    assert "RAY_AUTH_TOKEN" not in got
     assert got["RAY_API_SERVER_ADDRESS"] == STATE.dashboard
     assert got["MLFLOW_TRACKING_PASSWORD"] == "pass'word"
 
@@ -148,10 +148,10 @@ def test_only_the_first_worker_takes_the_gpus():
 
 def test_down_ends_what_a_killed_start_left(tmp_path):
     """Its state is not ready; the second time there is nothing to end."""
-    (tmp_path / "scratch").mkdir()
+    (tmp_path / "cellray-scratch").mkdir()
     state = State(**vars(STATE) | {"processes": (), "ready": False})
     (tmp_path / "token").touch()
-    paths = {name: str(tmp_path / name) for name in ("scratch", "token")}
+    paths = {"scratch": str(tmp_path / "cellray-scratch"), "token": str(tmp_path / "token")}
     state = State(**vars(state) | paths)
     started = []
     env, log = os.environ | {"CELLRAY_CLUSTER": state.mark}, tmp_path / "log"
@@ -164,7 +164,7 @@ def test_down_ends_what_a_killed_start_left(tmp_path):
         assert local.down(tmp_path) == 1
         assert started[0].find() is None
         assert not (tmp_path / "state.json").exists()
-        assert not (tmp_path / "scratch").exists()
+        assert not (tmp_path / "cellray-scratch").exists()
         assert local.down(tmp_path) == 0
     finally:
         end(lambda: family(started, state.mark), grace=0)
@@ -191,6 +191,14 @@ def test_a_server_that_ends_at_once_fails_the_start_and_leaves_nothing(tmp_path,
         local.up(tmp_path, WANTED, print)
     assert not (tmp_path / "state.json").exists()
     assert not [one for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(tmp_path)]
+
+
+def test_nothing_else_is_removed_with_a_cluster(tmp_path):
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    write_state(tmp_path, State(**vars(STATE) | {"scratch": str(thesis)}))
+    assert local.down(tmp_path) == 0
+    assert thesis.exists()
 
 
 def test_two_do_not_start_or_end_at_once(tmp_path):

@@ -156,5 +156,10 @@ def test_a_taken_port_names_its_option():
     assert check_port(0, "--s3-port") > 0
 
 
+def test_no_port_is_given_twice():
+    ports = [port for _ in range(50) for port in free_ports(20)]
+    assert len(set(ports)) == 1_000
+
+
 def test_where_nothing_listens_nothing_answers():
     assert answers(f"http://127.0.0.1:{free_ports(1)[0]}/", seconds=1) is None
