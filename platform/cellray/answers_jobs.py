@@ -1,5 +1,6 @@
 """What ``submit`` and ``jobs`` answer, laid out for people."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,7 +71,7 @@ def job_text(job: Mapping[str, Any]) -> str:
         f"log        cellray jobs logs {job['id']}",
     ]
     if job["status"] == "failed":
-        lines += [f"why        {line}" for line in why(job)]
+        lines += [f"why        {line}" for line in [*why(job), *_hint(job)]]
     elif job["status"] == "pending":
         lines.append(f"why        {(job['message'] or '').strip()}")
     return f"{job['id']}: {_state(job)}\n" + indent("\n".join(lines))
@@ -78,10 +79,7 @@ def job_text(job: Mapping[str, Any]) -> str:
 
 def ended_text(job: Mapping[str, Any]) -> str:
     """Say how a followed job has ended."""
-    lines = [f"{job['id']}: {_state(job)} after {duration(job['seconds'])}"]
-    if "No module named cellray" in (job["message"] or ""):
-        lines.append("the cluster's image holds no cellray; leave out --no-code")
-    return "\n".join(lines)
+    return "\n".join([f"{job['id']}: {_state(job)} after {duration(job['seconds'])}", *_hint(job)])
 
 
 def stopped_text(job: Mapping[str, Any]) -> str:
@@ -125,6 +123,16 @@ def _state(job: Mapping[str, Any]) -> str:
         if job["status"] == "failed" and code
         else (str(job["status"]))
     )
+
+
+def _hint(job: Mapping[str, Any]) -> list[str]:
+    """Say how to mend what Python itself says of a module that is absent."""
+    absent = re.search(r"No module named '?(\w+)", job["message"] or "")
+    if not absent:
+        return []
+    if absent[1] == "cellray":
+        return ["the cluster's image holds no cellray; leave out --no-code"]
+    return [f"add the package of {absent[1]} with --pip, or put it into the cluster's image"]
 
 
 def _when(milliseconds: int | None) -> str | None:

@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from functools import partial
+from sys import stdlib_module_names
 from typing import Annotated
 
 import typer
@@ -143,9 +144,20 @@ def user_error(error: BaseException) -> CellrayError | None:
             return CellrayError(
                 f"{found.filename} may not be read or written", "check its permissions"
             )
+        if isinstance(found, ModuleNotFoundError) and _is_package(found.name):
+            return CellrayError(
+                f"the module {found.name} is not installed where this ran",
+                "install its package there: for a job by 'cellray submit --pip PACKAGE', or in the "
+                "cluster's image",
+            )
         queue += [found.__cause__, *(getattr(found, name, None) for name in WRAPPINGS)]
         queue += getattr(found, "worker_failures", {}).values()
     return None
+
+
+def _is_package(name: str | None) -> bool:
+    """Say whether a name is a package of others: what lacks in a package that is there is a bug."""
+    return bool(name) and "." not in str(name) and name not in {"cellray", *stdlib_module_names}
 
 
 def _usage(error: typer.TyperException) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
@@ -140,6 +141,13 @@ class Cluster:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
     """A Ray cluster of one node in processes of its own, with token authentication."""
+    with started_cluster() as cluster:
+        yield cluster
+
+
+@contextmanager
+def started_cluster(env: Mapping[str, str] = MappingProxyType({})) -> Iterator[Cluster]:
+    """Start a Ray cluster whose processes, and so its jobs, have more variables."""
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port")
     names += ("dashboard-agent-grpc-port", "runtime-env-agent-port", "node-manager-port")
     names += ("object-manager-port", "ray-client-server-port")
@@ -149,7 +157,7 @@ def ray_cluster() -> Iterator[Cluster]:
         token = Path(folder) / "token"
         token.write_text(uuid.uuid4().hex * 2)
         token.chmod(0o600)
-        env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         command = [
             Path(sys.executable).with_name("ray"),
             "start",
@@ -168,14 +176,14 @@ def ray_cluster() -> Iterator[Cluster]:
         log = Path(folder) / "head.log"
         # Jobs start with a bare `python`, which must be the one that has cellray.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        started = {**os.environ, **env, "PATH": path, "RAY_ADDRESS": ""}
+        started = {**os.environ, **env, **access, "PATH": path, "RAY_ADDRESS": ""}
         with process(command, log, env=started):
             wait_for(f"{dashboard}/api/version", log, token=token.read_text(), seconds=120)
             yield Cluster(
                 dashboard,
                 address=f"127.0.0.1:{ports['port']}",
                 metrics=f"http://127.0.0.1:{ports['metrics-export-port']}/metrics",
-                env=env,
+                env=access,
             )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.integration.driver import RECIPE, check_undisturbed, start
+from tests.integration.driver import RECIPE, check_undisturbed, history, start
 from tests.integration.mlflow_server import start_server
 from tests.integration.proxy import Fault
 
@@ -139,14 +139,45 @@ def test_a_loss_that_is_no_number_ends_with_its_cells_and_a_checkpoint(launch, t
 
 
 @pytest.mark.slow
-def test_a_run_that_is_interrupted_says_how_to_go_on(launch):
-    driver, _ = launch("train.epochs=200")
-    run_id = driver.until_step(5)
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_run_that_is_ended_writes_a_checkpoint_and_goes_on(
+    launch, atlas, tmp_path, number, status, word
+):
+    driver, recipe = launch("train.epochs=60", "train.checkpoint_every=10000")
+    run_id = driver.until_step(10)
+    driver.process.send_signal(number)
+    assert driver.ended(120) == status
+    said = driver.said().splitlines()
+    assert "stopping in a checkpoint; Ctrl-C again ends at once" in said
+    how = f"to go on with this run: cellray pretrain --resume {run_id}"
+    assert said[-2:] == [how, word]
+    assert driver.client.get_run(run_id).info.status == "KILLED"
+
+    system, folder = file_system(str(tmp_path / ".cellray" / "runs" / run_id))
+    last = whole_checkpoints(system, folder)[-1]
+    known = history(driver.client, run_id)
+    assert last.step == known[-1][0]
+
+    again = start(tmp_path, "--resume", run_id, store=driver.store)
+    assert again.ended() == 0, again.said()
+    assert history(driver.client, run_id)[-1][0] > last.step
+    check_undisturbed(again, run_id, recipe, atlas)
+
+
+@pytest.mark.slow
+def test_ctrl_c_a_second_time_ends_a_run_at_once(launch, tmp_path):
+    driver, _ = launch("train.epochs=60", "train.timeout_s=600")
+    run_id = driver.until_step(10)
+    (worker,) = driver.workers()
+    worker.suspend()  # it takes no more steps
+    driver.process.send_signal(signal.SIGINT)
+    time.sleep(3)
+    assert driver.process.poll() is None
     driver.process.send_signal(signal.SIGINT)
     assert driver.ended(60) == 130
-    said = driver.said().splitlines()
-    how = f"to go on with this run: cellray pretrain --resume {run_id}"
-    assert said[-2:] == [how, "interrupted"]
     assert driver.client.get_run(run_id).info.status == "KILLED"
 
 

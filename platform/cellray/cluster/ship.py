@@ -1,11 +1,12 @@
 """What a job takes along: the code, and the files that its words name. No data, nothing else."""
 
+import os
 import re
 import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,6 +20,9 @@ LARGEST = 20_000_000
 DATA = (".h5ad", ".h5mu", ".h5", ".zarr", ".parquet")
 NAMED = (".yaml", ".yml")
 """Files that may name others."""
+
+ELSEWHERE = "elsewhere"
+"""Folder of the job for what does not lie below the working folder, by its whole path."""
 
 
 @dataclass
@@ -69,14 +73,17 @@ class Shipment:
             It is not there, or too large to be anything but data.
         """
         path = Path(given).expanduser()
-        name = self._copy(path)
-        if path.suffix in NAMED:
-            try:
-                content = yaml.safe_load(path.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError):
-                return name  # the verb itself says what is wrong with it
-            for text in _texts(content):
-                self._follow(text, path)
+        texts = list(_texts(_content(path)))
+        beside = [found for text in texts if (found := _named_beside(text, path))]
+        name = _name(path)
+        if any(_name(found) != _beside(name, path, found) for found in beside):
+            name = _mirrored(path)  # what it names lies above this folder
+        self._copy(path, name)
+        for found in beside:
+            self._copy(found, _beside(name, path, found))
+        for source in [path, *beside]:
+            for text in texts if source == path else _texts(_content(source)):
+                self._follow(text, source)
         return name
 
     def write(self, name: str, text: str) -> None:
@@ -117,11 +124,11 @@ class Shipment:
             return
         inside = not path.is_absolute() and ".." not in path.parts
         if is_file and inside and path.suffix not in DATA and path.stat().st_size <= LARGEST:
-            self._copy(path)
+            self._copy(path, _name(path))
         else:
             self.absent.append(f"{where} names {text}")
 
-    def _copy(self, path: Path) -> str:
+    def _copy(self, path: Path, name: str) -> None:
         if not path.is_file():
             raise CellrayError(f"no file {path}", "check the path")
         if path.stat().st_size > LARGEST:
@@ -129,16 +136,10 @@ class Shipment:
                 f"{path} has {path.stat().st_size:,} bytes: it is not shipped with a job",
                 "put it where the cluster's nodes see it, and give that path",
             )
-        name = str(PurePosixPath(*path.parts)) if _below(path) else path.name
-        number = 1
-        while name in self.files and self.files[name] != path.absolute():
-            number += 1
-            name = f"{number}-{path.name}"
         self.files[name] = path.absolute()
         target = self.job / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-        return name
 
 
 def newest_wheel(package: Path) -> Path | None:
@@ -161,8 +162,36 @@ def newest_wheel(package: Path) -> Path | None:
     return built if built.stat().st_mtime >= changed else None
 
 
-def _below(path: Path) -> bool:
-    return not path.is_absolute() and ".." not in path.parts
+def _name(path: Path) -> str:
+    """Name a file in the job: as it is below the working folder, or else by its whole path."""
+    named = os.path.relpath(path)
+    return _mirrored(path) if named.startswith("..") else named
+
+
+def _mirrored(path: Path) -> str:
+    return ELSEWHERE + os.path.normpath(path.absolute())
+
+
+def _beside(name: str, path: Path, found: Path) -> str:
+    """Name what a file names by a path from its own folder."""
+    return os.path.normpath(Path(name).parent / os.path.relpath(found, path.parent))
+
+
+def _named_beside(text: str, path: Path) -> Path | None:
+    """Find the recipe that a text names by a path from the folder of the file that holds it."""
+    found = Path(os.path.normpath(path.parent / text))
+    named = text.endswith(NAMED) and not Path(text).is_absolute() and found.is_file()
+    return found if named else None
+
+
+def _content(path: Path) -> Any:  # noqa: ANN401 - YAML
+    """Read a file that may name others; the verb itself says what is wrong with it."""
+    if path.suffix not in NAMED or not path.is_file():
+        return None
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
 
 
 def _texts(content: Any) -> Iterator[str]:  # noqa: ANN401 - YAML

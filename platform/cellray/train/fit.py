@@ -10,7 +10,7 @@ import ray
 import ray.train
 from ray.data import ExecutionOptions
 from ray.train import UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cellray.atlas.store import Atlas
@@ -26,6 +26,7 @@ from cellray.train.launch import Launch
 from cellray.train.ledger import Ledger
 from cellray.train.report import GroupSize, RunCallback
 from cellray.train.setup import Setup
+from cellray.train.stopping import StoppingTrainer
 from cellray.train.storage import file_system
 from cellray.train.ticker import following
 from cellray.train.worker import train_worker
@@ -95,7 +96,7 @@ def fit_attempt(
         judged = train.best != "validation_loss" or len(setup.validation_cells)
         # Ray would take a name that was there before for a run to go on with, its own way.
         name = f"from-{attempt.step}-{os.urandom(4).hex()}"
-        trainer = TorchTrainer(
+        trainer = StoppingTrainer(
             train_worker,
             train_loop_config={
                 "recipe": recipe,
@@ -142,6 +143,7 @@ def fit_attempt(
                     checkpoint_score_order=MODES[train.best],
                 ),
             ),
+            ticker=ticker,
             datasets={"train": callback.dataset},
             dataset_config=ray.train.DataConfig(
                 execution_options=ExecutionOptions(
@@ -153,6 +155,8 @@ def fit_attempt(
             trainer.fit()
         except SystemExit as error:  # how Ray ends a run at Ctrl-C, with status 0
             raise KeyboardInterrupt from error
+        if trainer.stopped:
+            raise KeyboardInterrupt
     if failure:
         raise failed(attempt.run_id, failure)
 

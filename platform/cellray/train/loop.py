@@ -65,12 +65,13 @@ class Loop:
         cells and their hash; when the run must end, what has failed.
     observe
         Takes every record at once, and the cells of this rank that it speaks of.
+    stop
+        Says after a step whether the run ends there, in a checkpoint; the same on all ranks.
     clock
         What the strategy measures of its collectives; None for one process.
     flops
         Floating-point operations of a cell's training step, and how many a second this device
-        reaches in a matrix product; None leaves out the model's share of them (MFU, Chowdhery et
-        al. 2022, against the measured rate instead of the data sheet's).
+        reaches in a matrix product; None leaves out their ratio, MFU (Chowdhery et al. 2022).
     """
 
     recipe: Recipe
@@ -85,6 +86,7 @@ class Loop:
     device: torch.device
     rank: int = 0
     observe: Callable[[Record, int], None] = lambda record, cells: None
+    stop: Callable[[int], bool] = lambda step: False
     clock: CommClock | None = None
     flops: tuple[float, float] | None = None
     probe: KnnProbe | None = None
@@ -117,8 +119,7 @@ class Loop:
             return self.state
         phases = Phases(self.device)
         sums: dict[str, Tensor] = {}
-        since = 0
-        records: list[Record] = []
+        since, records = 0, list[Record]()
         for rows in phases.waiting(batches):
             try:
                 with explained(self.recipe, self.state.step + 1, len(rows), self.rank):
@@ -131,7 +132,8 @@ class Loop:
             since += 1
             self._count(rows)
             epoch, place = divmod(self.state.step, self.plan.steps_per_epoch)
-            ended, due = place == 0, self._checkpoint_due()
+            stopped = self.stop(self.state.step)
+            ended, due = place == 0, stopped or self._checkpoint_due()
             if ended or due or self.state.step % self.recipe.train.log_every == 0:
                 records.append(self._record(sums, since) | self._lap(phases, since))
                 self.observe(records[-1], since * len(rows))
@@ -144,7 +146,7 @@ class Loop:
                 phases.restart()
                 if self.clock is not None:
                     self.clock.lap()  # validation's collectives are no step's
-            if ended and self._out_of_patience():
+            if stopped or (ended and self._out_of_patience()):
                 break
         return self.state
 
@@ -201,9 +203,7 @@ class Loop:
 
     def _batch(self, rows: Rows) -> Batch:
         batch = Batch.of(rows)
-        if self.device.type == "cuda":
-            batch = batch.pin()
-        return batch.to(self.device)
+        return (batch.pin() if self.device.type == "cuda" else batch).to(self.device)
 
     def _forward(self, module: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         counts_BG = batch.counts(self.columns, n_genes=len(self.learner.genes))

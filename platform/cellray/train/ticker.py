@@ -15,6 +15,8 @@ from cellray.core.types import Progress
 
 SECONDS = 0.5
 """Between two looks of the driver, and between two words of a worker."""
+STOP_SECONDS = 5.0
+"""How long the driver waits, at Ctrl-C, for word that the workers will hear of it."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,18 @@ class Ticker:
         sent = self._box.put.remote(dict(tick))
         if "failure" in tick:  # the driver looks for it as soon as the run has ended
             ray.get(sent)
+
+    def wanted(self) -> Any:  # noqa: ANN401 - a reference of Ray's
+        """Ask from a worker whether the driver wants the run to end; gives a reference."""
+        return self._box.wanted.remote()
+
+    def stop(self) -> bool:
+        """Let the workers know that the run shall end; say whether any of them listens."""
+        try:
+            heard: bool = ray.get(self._box.stop.remote(), timeout=STOP_SECONDS)
+        except RayError:  # the cluster is gone
+            return False
+        return heard
 
 
 class Ticks:
@@ -70,6 +84,15 @@ class Ticks:
 class _Box:
     def __init__(self) -> None:
         self._ticks: list[dict[str, Any]] = []
+        self._stop = self._heard = False
+
+    def wanted(self) -> bool:
+        self._heard = True
+        return self._stop
+
+    def stop(self) -> bool:
+        self._stop = True
+        return self._heard
 
     def put(self, tick: dict[str, Any]) -> None:
         self._ticks.append(tick)

@@ -31,6 +31,7 @@ from cellray.train.loop import Loop, Report
 from cellray.train.parallel import amp_dtype, parallelise
 from cellray.train.probe import KnnProbe, LabelledCells
 from cellray.train.saver import Saver, Store
+from cellray.train.stopping import Agreement, Listener
 
 PREFETCHED_SHARES = 2  # on their way to this node while the current one trains
 
@@ -84,6 +85,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
         labelled=config["labelled"],
     )
     loop.clock = clock if world > 1 else None
+    loop.stop = Agreement(Listener(config["ticker"]), rank=rank, device=device)
     latest = ray.train.get_checkpoint()
     begin = config["resume"] if latest is None else latest.path
     attach(loop, saver, system, config["flops"], begin)

@@ -15,6 +15,9 @@ from cellray.cluster import ship
 from cellray.cluster.ship import Shipment, newest_wheel
 from cellray.cluster.words import fit_words, title
 from cellray.core.errors import CellrayError
+from cellray.core.recipe import Recipe
+from cellray.evaluation.suite import Suite
+from cellray.tuning.settings import Sweep
 
 ROOT = Path(__file__).parents[3]
 
@@ -84,10 +87,39 @@ def test_files_from_elsewhere_get_names_of_their_own(work, shipment, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.yaml").write_text("seed: 0\n")
-    assert shipment.add(tmp_path / "one" / "recipe.yaml") == "recipe.yaml"
-    assert shipment.add("../two/recipe.yaml") == "2-recipe.yaml"
-    assert shipment.add(tmp_path / "one" / "recipe.yaml") == "recipe.yaml"
-    assert shipped(shipment) == {"recipe.yaml", "2-recipe.yaml"}
+    one, two = (f"elsewhere{tmp_path}/{name}/recipe.yaml" for name in ("one", "two"))
+    assert shipment.add(tmp_path / "one" / "recipe.yaml") == one
+    assert shipment.add("../two/recipe.yaml") == two
+    assert shipped(shipment) == {one, two}
+
+
+def test_a_sweep_finds_its_recipe_from_its_own_folder(work, shipment, monkeypatch):
+    (work / "configs" / "sweep").mkdir()
+    sweep = work / "configs" / "sweep" / "sweep.yaml"
+    sweep.write_text("recipe: {base: ../recipe.yaml}\n")
+    assert shipment.add("configs/sweep/sweep.yaml") == "configs/sweep/sweep.yaml"
+    # What the recipe names is found from the working folder.
+    assert shipped(shipment) == {"configs/sweep/sweep.yaml", "configs/recipe.yaml", "sets.gmt"}
+
+    monkeypatch.chdir(work / "configs" / "sweep")
+    name = shipment.add("sweep.yaml")
+    assert name == f"elsewhere{sweep}"
+    assert (shipment.job / name).read_text() == sweep.read_text()
+    assert (shipment.job / name).parents[1].joinpath("recipe.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: "-".join(file.parts[-2:])
+)
+def test_every_recipe_reads_the_same_where_it_was_shipped(file, shipment, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    name = shipment.add(file.relative_to(ROOT))
+    read = Sweep.load if file.parent.name == "sweep" else Recipe.load
+    read = Suite.load if file.parent.name == "evaluate" else read
+    here = read(name)
+    monkeypatch.chdir(shipment.job)
+    assert read(name) == here
+    assert shipment.absent == []
 
 
 def test_a_changed_key_may_name_a_file(work, shipment):

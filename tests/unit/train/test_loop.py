@@ -61,6 +61,27 @@ def test_resuming_from_a_checkpoint_ends_in_the_same_parameters(
     assert second.schedule.get_last_lr() == whole.schedule.get_last_lr()
 
 
+def test_a_run_that_shall_end_reports_the_step_it_has_come_to(make_loop, feed, tmp_path):
+    whole = make_loop()
+    whole.run(feed(whole.plan))
+
+    stopped = make_loop("train.log_every=100")
+    stopped.stop = lambda step: step == 7
+    state = stopped.run(feed(stopped.plan))
+    assert state.step == 7  # inside a slab and inside an epoch
+    ((records, summary),) = stopped.reports
+    assert [record["step"] for record in records] == [7]
+    assert summary == {}
+    begin_checkpoint(tmp_path, stopped.learner, stopped.optimizer, state).result()
+
+    second = make_loop()
+    second.restore(load_checkpoint(tmp_path, second.learner, second.optimizer, second.schedule))
+    second.run(feed(second.plan, 7))
+    assert torch.equal(parameters(second.learner), parameters(whole.learner))
+    seen = [summary["cells"] for _, summary in second.reports if "epoch" in summary]
+    assert seen == [summary["cells"] for _, summary in whole.reports if "epoch" in summary]
+
+
 def test_the_registry_loads_a_checkpoint_into_one_process(make_loop, feed, tmp_path):
     loop = make_loop("train.epochs=1")
     loop.run(feed(loop.plan))
