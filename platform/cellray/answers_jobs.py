@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cellray.answers import indent, size, table
+from cellray.display import duration
 
 SHOWN = 4
 """Shipped files that are named."""
@@ -84,7 +85,9 @@ def ended_text(job: Mapping[str, Any]) -> str:
 
 def stopped_text(job: Mapping[str, Any]) -> str:
     """Say what has become of a job that was asked to end."""
-    if job["status"] in {"pending", "running"}:
+    if job["status"] == "pending":
+        return f"{job['id']}: queued; it ends when its turn comes, before it begins"
+    if job["status"] == "running":
         return f"{job['id']}: still ending; see 'cellray jobs status {job['id']}'"
     more = f"\nto go on: {job['resume']}" if job["resume"] else ""
     return f"{job['id']}: {_state(job)} after {duration(job['seconds'])}{more}"
@@ -102,18 +105,6 @@ def why(job: Mapping[str, Any]) -> list[str]:
     """Give the last lines of what a failed job has said."""
     lines = [line for line in (job["message"] or "").splitlines() if line.strip()]
     return lines[-3:]
-
-
-def duration(seconds: float | None) -> str:
-    """Write a duration in its two largest units."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _state(job: Mapping[str, Any]) -> str:
@@ -141,5 +132,5 @@ def _when(milliseconds: int | None) -> str | None:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(milliseconds / 1000))
 
 
-def _seconds(start: int | None, end: int | None) -> float | None:
-    return ((end or time.time() * 1000) - start) / 1000 if start else None
+def _seconds(start: int | None, end: int | None) -> float:
+    return ((end or time.time() * 1000) - start) / 1000 if start else 0.0

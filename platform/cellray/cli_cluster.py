@@ -33,6 +33,8 @@ VERBS = {
 DETACHED = 130
 STOP_SECONDS = 90.0
 """How long ``jobs stop`` waits for a job's end: longer than a job may take for its checkpoint."""
+QUEUED_SECONDS = 5.0
+"""The same of a job that waits in the queue: Ray ends it when its turn comes."""
 
 submitting = typer.Typer()
 jobs = typer.Typer(help="List, follow and stop the jobs of a cluster.")
@@ -232,8 +234,11 @@ def stop(job: JobId, *, address: At = None, json: Json = False) -> None:
                 f"see 'cellray jobs logs {name}'",
             )
         cluster.stop(name)
+        queued = found.status.value == "PENDING"
         to.note(f"stopping {name}")
-        document = answers_jobs.job_document(wait(cluster, name, STOP_SECONDS))
+        document = answers_jobs.job_document(
+            wait(cluster, name, QUEUED_SECONDS if queued else STOP_SECONDS)
+        )
         document["resume"] = resumption(cluster.logs(name))
         to.answer(document, answers_jobs.stopped_text(document))
 

@@ -98,8 +98,9 @@ def place(s3_server, tmp_path_factory):
     bucket = s3_server.bucket()
     (folder / "mlflow").mkdir()
     server = start_server(folder / "mlflow")
+    env = {**s3_server.env, "RAY_JOB_START_TIMEOUT_SECONDS": "3600"}  # for a queue
     try:
-        with pytest.MonkeyPatch.context() as patch, started_cluster(s3_server.env) as cluster:
+        with pytest.MonkeyPatch.context() as patch, started_cluster(env) as cluster:
             for name, value in s3_server.env.items():
                 patch.setenv(name, value)
             patch.setenv("MLFLOW_TRACKING_URI", server.url)
