@@ -25,6 +25,7 @@ from cellray.cli_verbs import verbs
 from cellray.completion import whole_words
 from cellray.console import dump
 from cellray.core.errors import CellrayError
+from cellray.core.versions import check_version
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     run = partial(app, arguments, prog_name="cellray", standalone_mode=False)
     try:
+        check_version()
         code = whole_words(run) if os.environ.get("_CELLRAY_COMPLETE") == "complete_bash" else run()
     except typer.TyperException as error:
         return _refuse(*_usage(error), as_json="--json" in arguments)

@@ -14,6 +14,7 @@ from cellray.core.errors import CellrayError, suggest
 
 if TYPE_CHECKING:
     from cellray.cluster.jobs import Jobs
+    from cellray.pipeline.settings import Settings
 
 VERBS = {
     "ingest": ("ingest",),
@@ -131,8 +132,8 @@ def submit(
             _check(verb, fitted.values)
             cluster = Jobs(where)
             here = cluster.is_here()
+            told["MLFLOW_TRACKING_URI"] = tracking(told, where.env, here=here)
             told = {**where.env, **told}
-            told["MLFLOW_TRACKING_URI"] = tracking(told, here=here)
             fitted.words += _storage(command, fitted.values, here=here)
             if not no_code:
                 shipment.add_code()
@@ -304,6 +305,33 @@ def _check(verb: str, values: dict[str, Any]) -> None:
         from cellray.evaluation.suite import Suite
 
         Suite.load(values["suite"])
+    elif verb == "pipeline":
+        from cellray.pipeline.settings import Pipeline
+
+        _check_places(values["file"], Pipeline.load(values["file"]).settings)
+
+
+def _check_places(file: Path, settings: "Settings") -> None:
+    """Refuse places that would be in the job's own folder, which goes when it ends.
+
+    Raises
+    ------
+    CellrayError
+        A relative one.
+    """
+    from cellray.atlas.storage import is_remote
+
+    if settings.pretrain.storage is None:
+        raise CellrayError(
+            f"{file} names no storage for checkpoints: the job's own folder goes when it ends",
+            "add storage: s3://bucket/runs to its section 'pretrain'",
+        )
+    for place in (*settings.ingest.sources, settings.ingest.out, settings.pretrain.storage):
+        if not is_remote(place) and not Path(place).expanduser().is_absolute():
+            raise CellrayError(
+                f"{file} names {place} by a path from this folder, which is not the job's",
+                "give full paths or s3:// URLs",
+            )
 
 
 def _storage(command: Any, values: dict[str, Any], *, here: bool) -> list[str]:  # noqa: ANN401

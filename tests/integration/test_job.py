@@ -41,6 +41,7 @@ def submit(cluster, folder, store, *entrypoint):
     )
 
 
+@pytest.mark.slow
 def test_a_submitted_job_registers_its_model(ray_cluster, atlas, tmp_path, monkeypatch):
     store = f"sqlite:///{tmp_path}/mlflow.db"
     entrypoint = ["python", "jobs/pretrain.py", "--recipe", "configs/smoke.yaml"]

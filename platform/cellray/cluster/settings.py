@@ -1,5 +1,6 @@
 """What a submission is told beside the verb's words: environment, resources, packages."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ SECRET = re.compile(
 )
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
+
+MLFLOW = "MLFLOW_TRACKING_URI"
 
 STOP_SECONDS = "60"
 """How long a job that is stopped may take to write a checkpoint; Ray's own patience is 3 s."""
@@ -85,13 +88,15 @@ def resources(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def tracking(env: Mapping[str, str], *, here: bool) -> str:
+def tracking(env: Mapping[str, str], clusters: Mapping[str, str], *, here: bool) -> str:
     """Give the address of MLflow for a job.
 
     Parameters
     ----------
     env
-        What the job is told anyway.
+        What the job is told anyway; comes before this process's environment.
+    clusters
+        What the cluster itself says; comes after it.
     here
         Whether the cluster is this machine.
 
@@ -100,12 +105,13 @@ def tracking(env: Mapping[str, str], *, here: bool) -> str:
     CellrayError
         It holds a password, or is a file that the cluster's nodes do not have.
     """
-    uri = env.get("MLFLOW_TRACKING_URI") or tracking_uri()
+    named = env.get(MLFLOW) or os.environ.get(MLFLOW)
+    uri = env.get(MLFLOW) or (not named and clusters.get(MLFLOW)) or tracking_uri()
     refuse_password(uri)
     if not here and not re.match(r"(https?|postgresql|mysql|mssql|databricks)\b", uri):
         raise CellrayError(
             f"runs and models would go to {uri}, which is on this machine and not on the cluster's",
-            "set MLFLOW_TRACKING_URI to an MLflow server that the cluster's nodes reach",
+            f"set {MLFLOW} to an MLflow server that the cluster's nodes reach",
         )
     return uri
 

@@ -13,6 +13,7 @@ import cellray
 from cellray.cluster.jobs import Jobs, Request
 from cellray.cluster.settings import STOP_SECONDS
 from cellray.cluster.ship import Shipment
+from cellray.core.versions import WANTED
 from cellray.track.runs import git_commit
 
 NAME_LENGTH = 40
@@ -52,7 +53,11 @@ def make_request(
         # Ray's workers have it too, so that runs which begin there carry it.
         "RAY_JOB_SUBMISSION_ID": made,
         "RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS,
-        **({"CELLRAY_GIT_COMMIT": git_commit() or ""} if shipment.code else {}),
+        **(
+            {"CELLRAY_GIT_COMMIT": git_commit() or ""}
+            if shipment.code
+            else {WANTED: cellray.__version__}  # these words were checked by this version
+        ),
         **env,
     }
     runtime_env = {**shipment.runtime_env(), "env_vars": told}

@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import ray
 
-from cellray.cli import main
+import cellray
+from cellray.cli import main, user_error
 from cellray.cluster import settings
 from cellray.cluster.address import find_address
 from cellray.cluster.follow import resumption
@@ -166,14 +167,18 @@ def test_other_variables_are_passed_on():
 
 def test_where_mlflow_is_must_be_seen_by_the_cluster(monkeypatch, alone):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert settings.tracking({}, here=True) == f"sqlite:///{alone}/.cellray/mlflow.db"
+    assert settings.tracking({}, {}, here=True) == f"sqlite:///{alone}/.cellray/mlflow.db"
     with pytest.raises(CellrayError, match="on this machine and not on the cluster's"):
-        settings.tracking({}, here=False)
+        settings.tracking({}, {}, here=False)
     env = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
-    assert settings.tracking(env, here=False) == "http://mlflow:5000"
+    assert settings.tracking(env, {}, here=False) == "http://mlflow:5000"
+    assert settings.tracking({}, {**env}, here=False) == "http://mlflow:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mine:5000")
+    assert settings.tracking({}, {**env}, here=False) == "http://mine:5000"
+    assert settings.tracking(env, {}, here=False) == "http://mlflow:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@mlflow:5000")
     with pytest.raises(CellrayError, match="holds a password"):
-        settings.tracking({}, here=True)
+        settings.tracking({}, {}, here=True)
 
 
 def test_ids_are_readable_and_unique():
@@ -188,3 +193,18 @@ def test_the_command_that_goes_on_is_found_in_a_log():
     log = "x\nto go on with this run: cellray pretrain --resume 4f1c9e2a\nterminated\n"
     assert resumption(log) == "cellray pretrain --resume 4f1c9e2a"
     assert resumption("nothing") is None
+
+
+def test_an_image_of_another_version_refuses_what_was_checked_by_this_one(monkeypatch, capfd):
+    monkeypatch.setenv("CELLRAY_WANTED_VERSION", "9.9.9")
+    assert main(["--version"]) == 2
+    assert "submitted by 9.9.9; leave out --no-code" in capfd.readouterr().err
+    monkeypatch.setenv("CELLRAY_WANTED_VERSION", cellray.__version__)
+    assert main(["--version"]) == 0
+
+
+def test_a_module_that_is_absent_is_said_with_how_to_bring_it():
+    found = user_error(ModuleNotFoundError("No module named 'scvi'", name="scvi"))
+    assert "the module scvi is not installed where this ran" in str(found)
+    for bug in ("cellray", "cellray.nosuch", "ray.nosuch", "json"):
+        assert user_error(ModuleNotFoundError(bug, name=bug)) is None

@@ -1,6 +1,7 @@
 """What a job takes along, and how its words are written anew."""
 
 import os
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from cellray.cluster.words import fit_words, title
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.evaluation.suite import Suite
+from cellray.pipeline.settings import Pipeline
 from cellray.tuning.settings import Sweep
 
 ROOT = Path(__file__).parents[3]
@@ -114,8 +116,8 @@ def test_a_sweep_finds_its_recipe_from_its_own_folder(work, shipment, monkeypatc
 def test_every_recipe_reads_the_same_where_it_was_shipped(file, shipment, monkeypatch):
     monkeypatch.chdir(ROOT)
     name = shipment.add(file.relative_to(ROOT))
-    read = Sweep.load if file.parent.name == "sweep" else Recipe.load
-    read = Suite.load if file.parent.name == "evaluate" else read
+    kinds = {"sweep": Sweep, "evaluate": Suite, "pipeline": Pipeline}
+    read = kinds.get(file.parent.name, Recipe).load
     here = read(name)
     monkeypatch.chdir(shipment.job)
     assert read(name) == here
@@ -214,10 +216,22 @@ def test_every_verb_is_a_command():
     for path in VERBS.values():
         command = root
         for word in path:
-            command = command.commands.get(word)
-            if command is None:
-                break
-        assert command is not None or path == ("pipeline",)
+            command = command.commands[word]
+
+
+def test_a_pipelines_places_are_not_those_of_this_folder(work, monkeypatch, capfd):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")
+    text = (ROOT / "configs" / "pipeline" / "plates.yaml").read_text()
+    shutil.copytree(ROOT / "configs" / "pretrain", work / "pretrain")
+    file = work / "configs" / "plates.yaml"
+    for told, said in (
+        (text.replace("  storage:", "  # storage:"), "names no storage for checkpoints"),
+        (text, "names plate1.h5ad by a path from this folder"),
+        (text.replace("[plate1.h5ad, plate2.h5ad]", "[s3://b/x.h5ad]"), "names plates.zarr by"),
+    ):
+        file.write_text(told)
+        assert main(["submit", "pipeline", "configs/plates.yaml"]) == 2
+        assert said in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
