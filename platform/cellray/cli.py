@@ -14,8 +14,9 @@ import typer
 
 from cellray import __version__
 from cellray.cli_atlas import atlas_verbs
-from cellray.cli_cluster import jobs, submitting
+from cellray.cli_cluster import submitting
 from cellray.cli_evaluate import evaluating
+from cellray.cli_jobs import jobs
 from cellray.cli_local import cluster
 from cellray.cli_models import models
 from cellray.cli_pipeline import piping
