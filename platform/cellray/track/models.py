@@ -198,11 +198,11 @@ def log_evaluation(
         api.log_batch(run_id, metrics=tied)
         if artifacts is not None:
             api.log_artifacts(run_id, str(artifacts))
-        files = None if artifacts is None else Path(artifacts)
-        version = (resolved.name, resolved.version)
-        note_evaluation(api, run_id, resolved.run_id, version, files)
+    version = (resolved.name, resolved.version)
+    files = None if artifacts is None else Path(artifacts)
     try:
         with store_errors():
+            note_evaluation(api, run_id, resolved.run_id, version, files)
             write_cards(api, resolved.name, str(resolved.version))
     except (CellrayError, MlflowException) as error:  # the evaluation is whole without it
         logger.warning("%s is evaluated, but its page does not say so: %s", resolved.uri, error)

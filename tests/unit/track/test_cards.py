@@ -39,7 +39,7 @@ def card(version=1):
 
 def rows(text):
     """Give a card's tables as the first two cells of each row."""
-    cells = [line.split("\N{EM SPACE}| ") for line in text.splitlines() if line.startswith("| ")]
+    cells = [line.split("&emsp; | ") for line in text.splitlines() if line.startswith("| ")]
     return {one[0].removeprefix("| "): one[1].removesuffix(" |") for one in cells if len(one) > 1}
 
 
@@ -94,8 +94,8 @@ def test_an_evaluation_and_its_version_lead_to_each_other(learner, run_id, artif
     found = evaluate(artifacts=artifacts, label="cell_type")
     page = f"#/experiments/1/runs/{found}"
     assert (
-        f"| [annotation]({page}) of `cell_type`\N{EM SPACE}| `bladder`\N{EM SPACE}| "
-        f"`model/knn/macro_f1` 0.75\N{EM SPACE}| [report]({page}/artifacts/report.html) |" in card()
+        f"| [annotation]({page}) of `cell_type`&emsp; | `bladder`&emsp; | "
+        f"`model/knn/macro_f1` 0.75&emsp; | [report]({page}/artifacts/report.html) |" in card()
     )
     shown = f"![](get-artifact?path=figures%2Fumap_label.svg&run_uuid={found})"
     assert card().endswith(shown)

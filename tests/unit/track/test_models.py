@@ -58,7 +58,7 @@ def test_version_says_what_one_searches_by(learner, run_id):
     assert expected.items() <= found.tags.items()
     assert len(found.tags["digest"]) == 64
     assert found.tags["git_commit"] == client().get_run(run_id).data.tags["git_commit"]
-    assert "| cells\N{EM SPACE}| 900\N{EM SPACE}|" in found.description
+    assert "| cells&emsp; | 900 |" in found.description
     assert f"#/experiments/1/runs/{run_id}" in found.description
     matching = client().search_model_versions(f"tags.atlas_digest = '{'a1' * 32}'")
     assert [one.name for one in matching] == ["pbmc-mae"]
