@@ -46,7 +46,7 @@ def command_line() -> Lines:
         for one in options:
             words = f"`{', '.join(one.opts)}`"
             yield row(words, default_of(one), one.help)
-        lines = re.findall(r"^  (cellray .*)$", command.epilog or "", re.MULTILINE)
+        lines = re.findall(r"^  (\S.*)$", command.epilog or "", re.MULTILINE)
         yield from ("", "```sh", *lines, "```", "")
 
 

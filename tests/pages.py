@@ -60,6 +60,18 @@ def commands(text):
     return [words for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
 
 
+def verb_of(words):
+    """Give the words behind ``cellray`` where a line runs a verb: itself, in a shell, as a job."""
+    if words[0] == "eval":
+        words = shlex.split(words[1].removeprefix("$(").removesuffix(")"))
+    if words[0].rpartition("/")[2] == "cellray":
+        return words[1:]
+    for at, word in enumerate(words):
+        if found := re.fullmatch(r"jobs/(\w+)\.py", word):
+            return [found[1], *words[at + 1 :]]
+    return None
+
+
 def run_page(page, test, folder):
     """Run the blocks of a page that a test runs, in order.
 

@@ -16,11 +16,15 @@ from typing import Any, TextIO
 from rich.console import Console as RichConsole
 from rich.console import Group
 from rich.live import Live
+from rich.status import Status
 
 from cellray.display import Stage, bar, block, plain
 
 PLAIN_EVERY = 5.0
 """Seconds between lines of a stage where stderr is no terminal."""
+
+QUIET_FOR = 2.0
+"""Seconds without a sign after which a terminal is told that the command is still running."""
 
 
 @dataclass
@@ -48,14 +52,17 @@ class Console:
 
     def note(self, line: str) -> None:
         """Tell the user something while work goes on; on stderr, above what is shown of it."""
+        self.progress.heard()
         print(line, file=sys.stderr, flush=True)
 
     def text(self, part: str) -> None:
         """Print a part of an answer that comes by and by, as it is."""
+        self.progress.heard()
         print(part, end="", file=self.out, flush=True)
 
     def note_text(self, part: str) -> None:
         """Print a part of what is not the answer, as it is; on stderr."""
+        self.progress.heard()
         print(part, end="", file=sys.stderr, flush=True)
 
     def answer(self, document: object, text: str) -> None:
@@ -105,6 +112,9 @@ class Lines:
             self._shown[stage] = now
             print(plain(known, now), file=sys.stderr, flush=True)
 
+    def heard(self) -> None:
+        """Take note that the user was told something: nothing is shown that would be in its way."""
+
     def settle(self) -> None:
         """Forget the stages: one of the same name is a new one."""
         self._stages.clear()
@@ -114,7 +124,8 @@ class Lines:
 class Screen:
     """Progress as a part of the terminal that is drawn again and again.
 
-    It starts with the first call. What others print meanwhile appears above it.
+    It starts with the first call. What others print meanwhile appears above it. Where no call
+    comes for a while, and nothing else is said, a line that goes away again says that it runs.
     """
 
     def __init__(self, terminal: RichConsole) -> None:
@@ -122,12 +133,33 @@ class Screen:
         self._stages: dict[str, Stage] = {}
         self._lock = threading.RLock()  # Ray Train's progress comes from a thread
         self._live: Live | None = None
+        self._running: Status | None = None
+        self._timer = threading.Timer(QUIET_FOR, self._run)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _run(self) -> None:
+        with self._lock:
+            if self._timer.finished.is_set():  # heard of just now
+                return
+            spinner = "line" if self._terminal.options.ascii_only else "dots"
+            self._running = self._terminal.status("still running", spinner=spinner)
+            self._running.start()
+
+    def heard(self) -> None:
+        """End what says that the command runs: the user was told more than that."""
+        with self._lock:
+            self._timer.cancel()
+            running, self._running = self._running, None
+            if running is not None:
+                running.stop()
 
     def __call__(
         self, stage: str, done: int, total: int, facts: Mapping[str, float] | None = None
     ) -> None:
         """Take a call of `Progress`."""
         now = time.monotonic()
+        self.heard()
         with self._lock:
             known = self._stages.setdefault(stage, Stage(stage, now))
             known.update(done, total, facts or {}, now)
@@ -140,6 +172,7 @@ class Screen:
 
     def settle(self) -> None:
         """Draw it for the last time: it stays, with the cursor below it."""
+        self.heard()
         with self._lock:
             live, self._live = self._live, None
         if live is not None:

@@ -144,14 +144,24 @@ with console(as_json=True) as to:
 """
 
 
-def on_a_terminal(ending="", code=0, *, columns=100, stdout=subprocess.PIPE, **env):
-    """Run SHOW on a terminal, and give what came to the terminal and to stdout."""
+QUIET = """
+import time
+from cellray.console import console
+with console(as_json=True) as to:
+    time.sleep(4)
+    FIRST
+    to.answer(1, "1")
+"""
+
+
+def on_a_terminal(ending="", code=0, *, script=SHOW, columns=100, stdout=subprocess.PIPE, **env):
+    """Run a script on a terminal, and give what came to the terminal; stdout is checked."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     settings = ("COLUMNS", "LINES", "CI", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE")
     clean = {name: value for name, value in os.environ.items() if name not in settings}
     child = subprocess.Popen(
-        [sys.executable, "-c", SHOW.replace("ENDING", ending)],
+        [sys.executable, "-c", script.replace("ENDING", ending)],
         stdin=theirs,
         stdout=theirs if stdout is None else stdout,
         stderr=theirs,
@@ -231,6 +241,28 @@ def test_progress_on_a_terminal_is_one_tidy_block(columns):
 
 def test_stdout_on_a_pipe_gets_the_answer_alone():
     assert "20/20" in on_a_terminal()  # and checks what came to stdout
+
+
+@pytest.mark.parametrize(
+    ("first", "left"),
+    [
+        ("", []),
+        ("to.note('told')", ["told"]),
+        ("to.progress('read', 100, 100)", ["read 100/100 took 0:00"]),
+    ],
+    ids=["answer", "note", "progress"],
+)
+def test_a_command_that_says_nothing_for_long_is_seen_to_run_and_leaves_no_trace(first, left):
+    shown = on_a_terminal(script=QUIET.replace("FIRST", first), stdout=None)
+    assert "still running" in shown
+    rows = [re.sub("[━╸╺]+", "", row) for row in screen(shown, 100)]
+    assert [" ".join(row.split()) for row in rows if row.strip()] == [*left, "1"]
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
+
+
+@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"CI": "true"}], ids=["dumb", "CI"])
+def test_a_log_is_not_told_that_a_command_runs(env):
+    assert on_a_terminal(script=QUIET.replace("FIRST", ""), **env) == ""
 
 
 def test_no_color_is_respected():

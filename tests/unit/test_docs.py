@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from tests.pages import ROOT, blocks, commands
+from tests.pages import ROOT, blocks, commands, verb_of
 
 from cellray import Recipe, Sweep
 from cellray.evaluation.suite import Suite
@@ -71,16 +71,6 @@ def test_a_block_is_run_or_checked_or_says_why_not(path, tmp_path):
 def lines_of(block):
     """Give the lines of a block of commands as lists of words."""
     return commands(block.text) if block.language in {"", "sh", "bash"} else []
-
-
-def verb_of(words):
-    """Give the words behind ``cellray`` where a line runs a verb, by itself or as a job."""
-    if words[0].rpartition("/")[2] == "cellray":
-        return words[1:]
-    for at, word in enumerate(words):
-        if found := re.fullmatch(r"jobs/(\w+)\.py", word):
-            return [found[1], *words[at + 1 :]]
-    return None
 
 
 def checked(words):
