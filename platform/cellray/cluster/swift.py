@@ -210,6 +210,8 @@ def make_environment(
                 "--s3-env, or leave the server out with --no-s3",
             ) from error
     (folder / SETTLED).touch()
+    if progress is not None:
+        progress("packages", total, total)
 
 
 def _lines(command: list[str]) -> Iterator[str]:
