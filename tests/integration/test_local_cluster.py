@@ -84,6 +84,29 @@ def test_ray_refuses_who_has_no_token(folder, env):
     assert refusal(url, Authorization=f"Bearer {token}") == 0
 
 
+def test_rays_agents_refuse_who_has_no_token(folder):
+    """They listen on all interfaces, and tell everyone no more than their metrics."""
+    asked = {
+        "dashboard-agent-listen-port": ("/api/job_agent/jobs/", 401),
+        "runtime-env-agent-port": ("/get_or_create_runtime_env", 401),
+        "metrics-export-port": ("/metrics", 0),
+    }
+    hosts = {one.laddr.port: one.laddr.ip for one in listening()}
+    nodes = [one for one in state(folder)["processes"] if one["name"] in {"head", "worker-1"}]
+    assert len(nodes) == 2
+    for node in nodes:
+        words = dict(
+            word.removeprefix("--").split("=", 1)
+            for word in psutil.Process(node["pid"]).cmdline()
+            if "=" in word
+        )
+        for name, (path, status) in asked.items():
+            port = int(words[name])
+            host = "127.0.0.1" if hosts[port] in {"::", "0.0.0.0"} else hosts[port]
+            url = f"http://{host}:{port}{path}"
+            assert refusal(url) == status, name
+
+
 def test_mlflow_refuses_who_has_no_password_and_foreign_pages(env):
     url = f"{env['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/registered-models/search"
     user, password = env["MLFLOW_TRACKING_USERNAME"], env["MLFLOW_TRACKING_PASSWORD"]
