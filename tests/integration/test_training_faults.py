@@ -139,21 +139,15 @@ def test_a_loss_that_is_no_number_ends_with_its_cells_and_a_checkpoint(launch, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "status", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-)
-def test_a_run_that_is_ended_writes_a_checkpoint_and_goes_on(
-    launch, atlas, tmp_path, number, status, word
-):
+def test_a_run_that_is_interrupted_writes_a_checkpoint_and_goes_on(launch, atlas, tmp_path):
     driver, recipe = launch("train.epochs=60", "train.checkpoint_every=10000")
     run_id = driver.until_step(10)
-    driver.process.send_signal(number)
-    assert driver.ended(120) == status
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.ended(120) == 130
     said = driver.said().splitlines()
     assert "stopping in a checkpoint; Ctrl-C again ends at once" in said
     how = f"to go on with this run: cellray pretrain --resume {run_id}"
-    assert said[-2:] == [how, word]
+    assert said[-2:] == [how, "interrupted"]
     assert driver.client.get_run(run_id).info.status == "KILLED"
 
     system, folder = file_system(str(tmp_path / ".cellray" / "runs" / run_id))

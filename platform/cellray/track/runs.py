@@ -22,6 +22,8 @@ PARAMS_PER_CALL = 100  # MLflow's limits
 METRICS_PER_CALL = 1000
 PARAM_LENGTH = 6000
 NAME_LENGTH = 250
+JOB = "ray_submission_id"
+"""Tag of a run: the Ray job that it began in, or goes on in."""
 
 
 @store_errors()
@@ -115,10 +117,11 @@ def run(
 
 @contextmanager
 def reopened(run_id: str, *, tags: Mapping[str, str]) -> Iterator[None]:
-    """Let a run that ended go on, with more tags, and end it as `run` does."""
+    """Let a run that ended go on, with more tags and the Ray job it goes on in; end it as `run`."""
     with store_errors():
         client().update_run(run_id, status="RUNNING")
-    for name, value in tags.items():
+    job = submission_id()
+    for name, value in ({**tags, JOB: job} if job else tags).items():
         tag_run(run_id, name, value)
     with _ending(run_id):
         yield
@@ -147,7 +150,7 @@ def run_tags() -> dict[str, str]:
         "mlflow.user": _user(),
         "git_commit": commit,
         "mlflow.source.git.commit": commit,
-        "ray_submission_id": submission_id(),
+        JOB: submission_id(),
     }
     return {name: value for name, value in tags.items() if value}
 

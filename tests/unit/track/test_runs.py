@@ -118,3 +118,14 @@ def test_submission_id_of_a_ray_job(monkeypatch):
     assert runs.run_tags()["ray_submission_id"] == "raysubmit_1"
     monkeypatch.setenv("RAY_JOB_SUBMISSION_ID", "raysubmit_2")
     assert runs.run_tags()["ray_submission_id"] == "raysubmit_2"
+
+
+def test_a_run_that_goes_on_names_the_job_it_goes_on_in(store, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_SUBMISSION_ID", "first")
+    with start() as run_id:
+        pass
+    monkeypatch.setenv("RAY_JOB_SUBMISSION_ID", "second")
+    with runs.reopened(run_id, tags={"more": "x"}):
+        pass
+    tags = client().get_run(run_id).data.tags
+    assert (tags["ray_submission_id"], tags["more"]) == ("second", "x")
