@@ -221,6 +221,7 @@ def test_fifty_jobs_in_a_queue_end_in_order(place, tmp_path, monkeypatch):
         request = make_request("load", words, shipment, name=str(number), env=env, resources=one)
         submitted[jobs.submit(request)] = number
     last = max(submitted, key=submitted.get)
+    until(lambda: left_behind(place))  # the jobs' processes are known by it
     assert jobs.info(last).status.value == "PENDING"
     assert jobs.stop(last)
 
@@ -241,17 +242,22 @@ def test_fifty_jobs_in_a_queue_end_in_order(place, tmp_path, monkeypatch):
     failed = [job for job in found.values() if job.status.value == "FAILED"]
     assert {job.driver_exit_code for job in failed} == {2}
     assert all("error: " in job.message for job in failed)
-    until(lambda: not left_behind(submitted), seconds=60)
+    until(lambda: not left_behind(place), seconds=60)
 
 
-def left_behind(submitted):
-    """Give the processes of this machine that still belong to the jobs."""
+def left_behind(place):
+    """Give the processes of the cluster's node that still belong to jobs."""
+    folder = str(Path(place.cluster.env["RAY_AUTH_TOKEN_PATH"]).parent)
+    nodes = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "raylet"]
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        with contextlib.suppress(psutil.Error):
-            command = " ".join(process.info["cmdline"] or [])
-            if "JobSupervisor" in command or any(job in command for job in submitted):
-                found.append(command)
+    for process in nodes:
+        with contextlib.suppress(psutil.Error):  # another's, which ends
+            if folder in " ".join(process.cmdline()):
+                family = [" ".join(one.cmdline()) for one in process.children(recursive=True)]
+                assert family
+                found += [
+                    line for line in family if "JobSupervisor" in line or "-m cellray" in line
+                ]
     return found
 
 
