@@ -1,5 +1,6 @@
 """The ``cellray`` command: its verbs put together, and what becomes of errors."""
 
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from cellray.cli_train import train_verbs
 from cellray.cli_verbs import verbs
 from cellray.completion import whole_words
 from cellray.console import dump
+from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.core.versions import check_version
 
@@ -92,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     run = partial(app, arguments, prog_name="cellray", standalone_mode=False)
     try:
+        logs.set_up()
         check_version()
         code = whole_words(run) if os.environ.get("_CELLRAY_COMPLETE") == "complete_bash" else run()
     except typer.TyperException as error:
@@ -101,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cause is None and interrupted(error):
             return _interrupted()
         if cause is None:
-            traceback.print_exception(error)
+            logs.say("".join(traceback.format_exception(error)).rstrip(), level=logging.ERROR)
             return 1
         return _refuse(cause.what, cause.mend, as_json="--json" in arguments)
     if code == INTERRUPTED:
@@ -112,13 +115,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _terminate(*_: object) -> None:
     """End as Ctrl-C does, for `ray job stop` and `kill`: what was begun is put away."""
     _terminated.append(TERMINATED)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # A shell has what it puts in the background ignore SIGINT.
+    if signal.getsignal(signal.SIGINT) in {signal.default_int_handler, signal.SIG_IGN}:
         sys.exit(TERMINATED)
     signal.raise_signal(signal.SIGINT)  # while it trains, Ray ends its workers by a way of its own
 
 
 def _interrupted() -> int:
-    print("terminated" if _terminated else "interrupted", file=sys.stderr)
+    logs.say("terminated" if _terminated else "interrupted", level=logging.WARNING)
     return TERMINATED if _terminated else INTERRUPTED
 
 
@@ -171,7 +175,7 @@ def _usage(error: typer.TyperException) -> tuple[str, str]:
 
 
 def _refuse(what: str, mend: str, *, as_json: bool) -> int:
-    print(f"error: {what}; {mend}", file=sys.stderr)
+    logs.say(f"error: {what}; {mend}", level=logging.ERROR)
     if as_json:
         print(dump({"error": what, "mend": mend}))
     return 2

@@ -18,6 +18,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.status import Status
 
+from cellray.core import logs
 from cellray.display import Stage, bar, block, plain
 
 PLAIN_EVERY = 5.0
@@ -48,12 +49,12 @@ class Console:
     def say(self, line: str) -> None:
         """Tell the user something that is not the answer; on stderr, below what was shown."""
         self.progress.settle()
-        print(line, file=sys.stderr, flush=True)
+        logs.say(line)
 
     def note(self, line: str) -> None:
         """Tell the user something while work goes on; on stderr, above what is shown of it."""
         self.progress.heard()
-        print(line, file=sys.stderr, flush=True)
+        logs.say(line)
 
     def text(self, part: str) -> None:
         """Print a part of an answer that comes by and by, as it is."""
@@ -110,7 +111,10 @@ class Lines:
         known.update(done, total, facts or {}, now)
         if now - self._shown.get(stage, -math.inf) >= PLAIN_EVERY or done >= total:
             self._shown[stage] = now
-            print(plain(known, now), file=sys.stderr, flush=True)
+            logs.say(
+                plain(known, now),
+                facts={"stage": stage, "done": done, "total": total} | known.facts,
+            )
 
     def heard(self) -> None:
         """Take note that the user was told something: nothing is shown that would be in its way."""
@@ -202,12 +206,13 @@ def shown_progress() -> Lines | Screen:
     -------
     Lines or Screen
         A `Progress`, to be settled at the end. Lines where stderr is no terminal, where the
-        terminal cannot move its cursor (``TERM=dumb``), and under ``CI``, whose logs are read
-        later.
+        terminal cannot move its cursor (``TERM=dumb``), under ``CI``, whose logs are read
+        later, and where lines are JSON.
     """
     terminal = RichConsole(stderr=True)
     watched = sys.stderr.isatty() and terminal.is_interactive
-    return Screen(terminal) if watched and not os.environ.get("CI") else Lines()
+    lines = os.environ.get("CI") or logs.as_json()
+    return Screen(terminal) if watched and not lines else Lines()
 
 
 def dump(document: object) -> str:

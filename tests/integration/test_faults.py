@@ -14,6 +14,7 @@ from tests.integration.proxy import Fault
 from cellray.atlas import storage
 from cellray.atlas.simulate import Simulation, simulate
 from cellray.atlas.store import Atlas
+from cellray.atlas.traffic import TRAFFIC
 from cellray.atlas.write import ingest
 from cellray.cli import main
 from cellray.core.errors import CellrayError
@@ -66,11 +67,17 @@ def assert_same(ours, theirs):
 def test_what_passes_is_outlasted(fault, key, s3_proxy, remote, local):
     atlas = Atlas.open(remote)
     s3_proxy.faults.append(Fault(fault.kind, key, fault.times, fault.status, fault.seconds))
+    before = len(s3_proxy.gets())
+    TRAFFIC.take()
     assert_same(
         atlas.read(Span(700, 1_900), obs=["cell_type"]),
         local.read(Span(700, 1_900), obs=["cell_type"]),
     )
     assert s3_proxy.hits() == fault.times
+    counted = TRAFFIC.take()
+    assert counted["requests"] == len(s3_proxy.gets()) - before
+    assert counted["retries"] == (0 if fault.kind == "delay" else fault.times)
+    assert counted["bytes"] > 0
     if fault.kind != "delay":
         last = max(i for i, request in enumerate(s3_proxy.requests) if request.fault)
         path = s3_proxy.requests[last].path
@@ -87,7 +94,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again(s3_proxy, remote, local
 
 
 def test_a_store_that_goes_on_failing_is_named_in_one_line(s3_proxy, remote, monkeypatch):
-    monkeypatch.setattr(storage, "PATIENCE", 0.5)
+    monkeypatch.setattr(storage, "PATIENCE", 2.0)
     atlas = Atlas.open(remote)
     s3_proxy.faults.append(Fault("status", "X/data", times=1_000))
     began = time.monotonic()

@@ -4,20 +4,24 @@ import os
 import subprocess
 import sys
 import time
+from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cellray.feed.meters import TRAFFIC_COUNTERS
 from cellray.train.gauges import CELLS, GAUGES, PHASES, STEP_SECONDS
 
-SECONDS = 30
+SECONDS = 60
 RUN = "0123456789abcdef0123456789abcdef"
 
 WORKERS = """
 import sys, time
 from pathlib import Path
 import ray
+from cellray.atlas.traffic import TRAFFIC
+from cellray.feed.meters import publish_traffic
 from cellray.train.gauges import GAUGES, PHASES, publish
 
 @ray.remote(num_cpus=0.1)
@@ -32,6 +36,11 @@ class Worker:
         known = {key: 8.5 * number + i + rank / 4 for i, key in enumerate(GAUGES)}
         publish(known | seconds | {"cells": 256 + rank, "lr": 1.0}, run=self.run, rank=rank)
 
+    def read(self, times):
+        for _ in range(times):
+            TRAFFIC.add(requests=3, retries=1, bytes=4096)
+            publish_traffic()
+
     def check(self):
         publish({"cells": 0}, run=self.run, rank=2)
 
@@ -40,9 +49,28 @@ workers = [Worker.remote(sys.argv[1]) for _ in range(2)]
 for number in range(3):
     ray.get([worker.record.remote(number, rank) for rank, worker in enumerate(workers)])
 ray.get(workers[0].check.remote())
+ray.get([worker.read.remote(2) for worker in workers])
 Path(sys.argv[2]).touch()
 time.sleep(60)
 """
+
+
+def traffic(url):
+    """Give what all workers of the node have asked of object stores."""
+    until = time.monotonic() + SECONDS
+    while True:  # a node that has just started does not answer yet
+        try:
+            with urlopen(url, timeout=10) as answer:
+                families = [*text_string_to_metric_families(answer.read().decode())]
+            break
+        except URLError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)
+    return {
+        key: sum(one.value for family in families for one in family.samples if one.name == name)
+        for key, name in ((key, f"ray_{name}") for key, (name, _) in TRAFFIC_COUNTERS.items())
+    }
 
 
 def samples(url):
@@ -69,6 +97,7 @@ def expected():
 
 
 def test_a_node_serves_what_its_workers_publish(ray_cluster, tmp_path):
+    before = traffic(ray_cluster.metrics)
     told = tmp_path / "told"
     env = {**os.environ, **ray_cluster.env, "RAY_ADDRESS": ray_cluster.address}
     driver = subprocess.Popen(
@@ -81,12 +110,17 @@ def test_a_node_serves_what_its_workers_publish(ray_cluster, tmp_path):
             time.sleep(0.1)
         until = time.monotonic() + SECONDS
         wanted = dict(expected())
-        while (found := samples(ray_cluster.metrics))[0] != wanted and time.monotonic() < until:
+        while time.monotonic() < until:
+            found, now = samples(ray_cluster.metrics), traffic(ray_cluster.metrics)
+            if found[0] == wanted and now["requests"] > before["requests"]:
+                break
             time.sleep(0.5)
+        read = {key: value - before[key] for key, value in now.items()}
     finally:
         driver.kill()
         driver.communicate()
     values, helps = found
     assert values == wanted
+    assert read == {"requests": 12, "retries": 4, "bytes": 4 * 4096}
     for name, meaning in [*GAUGES.values(), STEP_SECONDS, CELLS]:
         assert helps[f"ray_{name}"] == meaning

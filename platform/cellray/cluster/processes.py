@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 
-from cellray.core.errors import CellrayError
+from cellray.core.ports import require_free
 
 HOST = "127.0.0.1"
 MARK = "CELLRAY_CLUSTER"
@@ -189,15 +189,8 @@ def check_port(port: int, option: str) -> int:
     """
     if port == 0:
         return free_ports(1)[0]
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise CellrayError(
-                f"port {port} is taken ({error.strerror})",
-                f"choose another with {option}, or any free one with {option} 0",
-            ) from error
+    mend = f"choose another with {option}, or any free one with {option} 0"
+    require_free(HOST, port, mend=mend)
     return port
 
 

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from cellray.core.errors import CellrayError
 
 
-def require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int, *, mend: str = "choose another with --port") -> None:
     """Raise unless a server may listen there.
 
     Raises
@@ -24,9 +24,7 @@ def require_free(host: str, port: int) -> None:
             what = f"port {port} of {host} cannot be listened on"
             if error.errno == EADDRINUSE:
                 what = f"port {port} is taken"
-            raise CellrayError(
-                f"{what} ({error.strerror})", "choose another with --port"
-            ) from error
+            raise CellrayError(f"{what} ({error.strerror})", mend) from error
 
 
 def is_loopback(host: str) -> bool:

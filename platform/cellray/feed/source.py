@@ -1,6 +1,6 @@
 """Atlases as Ray datasets: shares of slabs in the plan's order, several to a read task."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import lru_cache, partial
 from typing import Any
@@ -14,6 +14,7 @@ from ray.data.block import BlockMetadata
 from cellray.atlas.plan import Plan, share_cells
 from cellray.atlas.selection import Selection
 from cellray.atlas.store import Atlas, open_cached
+from cellray.core import logs
 from cellray.core.ahead import ahead
 from cellray.core.types import Span
 from cellray.feed.batches import Share, to_arrow
@@ -52,6 +53,7 @@ class AtlasSource(Datasource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._read = read
         self._share_bytes = share_bytes
+        self._log = logs.context()
         size = shares_a_task(count)
         self._numbers = [range(i, min(i + size, count)) for i in range(0, count, size)]
 
@@ -74,7 +76,7 @@ class AtlasSource(Datasource):
         del parallelism, data_context
         return [
             ReadTask(
-                partial(_blocks, self._read, numbers),
+                partial(_blocks, self._read, numbers, self._log),
                 BlockMetadata(
                     num_rows=len(numbers),
                     size_bytes=self._share_bytes * len(numbers),
@@ -190,8 +192,9 @@ def _read_span(
     return Share(slab=number, rank=0, rows=open_cached(url, digest).read(span, obs=obs))
 
 
-def _blocks(read: ReadShare, numbers: range) -> Iterator[pa.Table]:
+def _blocks(read: ReadShare, numbers: range, log: Mapping[str, Any]) -> Iterator[pa.Table]:
     """Read shares one after another, the next while Ray copies one to its store."""
+    logs.set_up(**log)
     with closing(ahead(map(read, numbers))) as shares:
         for share in shares:
             yield to_arrow(share)

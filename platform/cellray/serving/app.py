@@ -20,13 +20,14 @@ from ray.serve import Application
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.core.ports import is_loopback
 from cellray.serving import gauges
 from cellray.serving.bodies import ARROW, JSON, RequestError, parse, taken, to_arrow
 from cellray.serving.model import Served
 from cellray.track.catalogue import version_of
-from cellray.track.store import tracking_uri
+from cellray.track.store import scrub, tracking_uri
 
 TOKEN = "CELLRAY_SERVE_TOKEN"
 TOKEN_LENGTH = 16
@@ -100,7 +101,10 @@ def build(args: Mapping[str, Any]) -> Application:
         ray_actor_options={"num_gpus": settings.gpus} if settings.gpus else {},
         max_ongoing_requests=16,
     )(Embedding)
-    found: Application = deployment.bind(model, settings, token, tracking_uri())
+    store = tracking_uri()
+    if store != scrub(store):  # no credentials leave this process: replicas have their own
+        store = ""
+    found: Application = deployment.bind(model, settings, token, store, logs.context())
     return found
 
 
@@ -140,11 +144,22 @@ class Embedding:
     token
         Digest of the token that clients must show; None lets in everyone.
     store
-        MLflow's tracking store.
+        MLflow's tracking store; empty where the replica's environment says it.
+    log
+        What stands in every log line.
     """
 
-    def __init__(self, model: str, settings: Settings, token: str | None, store: str) -> None:
-        os.environ["MLFLOW_TRACKING_URI"] = store
+    def __init__(
+        self,
+        model: str,
+        settings: Settings,
+        token: str | None,
+        store: str,
+        log: Mapping[str, Any],
+    ) -> None:
+        logs.set_up(**log, replica=serve.get_replica_context().replica_tag)
+        if store:
+            os.environ["MLFLOW_TRACKING_URI"] = store
         self._model, self._settings, self._token = model, settings, token
         self._served = Served.of(model)
         self._turn = threading.Lock()  # two embeddings at once take each other's caches

@@ -6,6 +6,7 @@ Shape suffixes: N cells, D embedding.
 import logging
 import threading
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any, Self
 
 import numpy as np
@@ -53,6 +54,11 @@ class Served:
     reference: Sample | None
     device: str
     window: "Window" = field(default_factory=lambda: Window())
+
+    def __post_init__(self) -> None:
+        # Clients send the same genes again and again, and matching them takes 30 times as long as
+        # embedding a cell.
+        self._columns = lru_cache(maxsize=8)(partial(gene_columns, self.learner.genes))
 
     @classmethod
     def of(cls, uri: str) -> Self:
@@ -114,7 +120,7 @@ class Served:
             The embeddings are not finite.
         """
         try:
-            columns = gene_columns(self.learner.genes, cells.genes)
+            columns = self._columns(tuple(cells.genes.tolist()))
             rows = rows_of(cells.counts)
         except CellrayError as error:
             raise RequestError(422, error.what, error.mend) from error

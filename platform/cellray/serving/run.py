@@ -11,6 +11,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
+from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.core.ports import require_free
 from cellray.feed.session import ray_session
@@ -50,7 +51,8 @@ def serving(settings: Settings, port: int) -> Iterator[dict[str, str]]:
         _require_first()
         require_free(settings.host, port)
         serve.start(
-            http_options=HTTPOptions(host=settings.host, port=port), logging_config=LoggingConfig()
+            http_options=HTTPOptions(host=settings.host, port=port),
+            logging_config=LoggingConfig(encoding="JSON" if logs.as_json() else "TEXT"),
         )
         try:
             serve.run(application, name=APPLICATION)

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 import cellray
 from cellray.core.errors import CellrayError
+from cellray.core.logs import submission_id
 from cellray.track.store import client, experiment_id, store_errors
 
 PARAMS_PER_CALL = 100  # MLflow's limits
@@ -166,16 +167,6 @@ def git_commit() -> str | None:
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is not None:
         return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     return os.environ.get("CELLRAY_GIT_COMMIT") or None
-
-
-def submission_id() -> str | None:
-    """Give the id of the Ray job that this process is the driver of, if any."""
-    given = os.environ.get("RAY_JOB_SUBMISSION_ID")
-    config = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")  # what Ray gives a job's driver
-    if given or not config:
-        return given
-    found: str | None = json.loads(config).get("metadata", {}).get("job_submission_id")
-    return found
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

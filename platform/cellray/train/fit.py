@@ -14,6 +14,7 @@ from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cellray.atlas.store import Atlas
+from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.sections import MODES
@@ -112,6 +113,7 @@ def fit_attempt(
                 "resume": None if attempt.begin is None else attempt.begin.path,
                 "flops": attempt.flops,
                 "run": attempt.run_id,
+                "log": logs.context(),
                 "system_metrics": _remote_tracking(),
                 "ticker": ticker,
             },

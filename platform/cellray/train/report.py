@@ -9,6 +9,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cellray.atlas.storage import StorageError
 from cellray.atlas.store import Atlas
+from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.feed.source import train_dataset
@@ -51,10 +52,12 @@ class RunCallback(UserCallback):
         self._selection = setup.choice.selection
         self._ledger = ledger
         self._step = step
+        self._log = logs.context()
         self.world = recipe.train.worlds[-1]
 
     def dataset(self) -> ray.data.Dataset:
         """Make the dataset from the last checkpoint's step on; Ray calls this at every start."""
+        logs.set_up(**self._log)  # this process is the controller's
         data = self._recipe.data
         return train_dataset(
             self._atlas,

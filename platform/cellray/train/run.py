@@ -9,6 +9,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cellray.atlas.storage import check_writable
 from cellray.atlas.store import Atlas
+from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.types import Progress
@@ -126,9 +127,12 @@ def begun(
     params = recipe.flat() | {"atlas": opened.url, "atlas_digest": opened.digest} | setup.params()
     launch = Launch(recipe, opened.url, opened.digest, name, storage).planned(setup.choice.plan)
     marks = {**(tags or {}), DRIVER: driver()}
-    with runs.run(
-        experiment=experiment, run_name=run_name or name, params=params, tags=marks
-    ) as run_id:
+    with (
+        runs.run(
+            experiment=experiment, run_name=run_name or name, params=params, tags=marks
+        ) as run_id,
+        logs.about(run=run_id),
+    ):
         runs.log_document(run_id, "plan.json", setup.describe())
         launch.store(run_id)
         yield Run(run_id, launch, opened, setup, costs.flops_per_cell)
@@ -143,7 +147,7 @@ def reopened(run_id: str, *, changes: Sequence[str] = ()) -> Iterator[Run]:
     check_writable(launch.storage)
     costs = checked_budget(launch.recipe, opened, setup, launch.storage)
     marks = {DRIVER: driver()} | ({"cellray.resumed_with": " ".join(changes)} if changes else {})
-    with runs.reopened(run_id, tags=marks):
+    with runs.reopened(run_id, tags=marks), logs.about(run=run_id):
         launch.store(run_id)
         yield Run(run_id, launch, opened, setup, costs.flops_per_cell)
 

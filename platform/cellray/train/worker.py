@@ -1,5 +1,6 @@
 """What every Ray Train worker runs: it makes the loop's parts and lets it go."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from torch import nn
 
 from cellray.atlas.plan import Plan
 from cellray.atlas.store import Atlas, open_cached
+from cellray.core import logs
 from cellray.core.recipe import Recipe
 from cellray.core.types import Rows
 from cellray.feed.batches import from_arrow
@@ -33,6 +35,8 @@ from cellray.train.probe import KnnProbe, LabelledCells
 from cellray.train.saver import Saver, Store
 from cellray.train.stopping import Agreement, Listener
 
+logger = logging.getLogger(__name__)
+
 PREFETCHED_SHARES = 2  # on their way to this node while the current one trains
 
 
@@ -46,13 +50,14 @@ def train_worker(config: Mapping[str, Any]) -> None:
         ``initial`` weights or None; the ``atlas``'s URL and digest; the ``validation`` cells
         (int64, sorted) and the ``labelled`` ones of the probe; ``storage``, the file system and
         folder of the checkpoints; ``resume``, the path of the one to begin from or None; ``flops``
-        of a cell; ``run``, the run's id; ``ticker``, the way to the driver; ``system_metrics``,
-        the tracking server and the driver's node, or None.
+        of a cell; ``run``, the run's id, and ``log``, what its log lines say; ``ticker``, the way
+        to the driver; ``system_metrics``, the tracking server and the driver's node, or None.
     """
     recipe: Recipe = config["recipe"]
     plan: Plan = config["plan"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    logs.set_up(**config["log"], rank=rank)
     device = ray.train.torch.get_device()
     atlas = open_cached(*config["atlas"])
     system, folder = config["storage"]
@@ -89,6 +94,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
     latest = ray.train.get_checkpoint()
     begin = config["resume"] if latest is None else latest.path
     attach(loop, saver, system, config["flops"], begin)
+    logger.info("worker %d of %d trains from step %d on %s", rank, world, loop.state.step, device)
     shard = ray.train.get_dataset_shard("train")
     tables = shard.iter_batches(
         batch_size=1, batch_format="pyarrow", prefetch_batches=PREFETCHED_SHARES

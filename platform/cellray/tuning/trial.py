@@ -18,6 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable.function_trainable import wrap_function
 
 from cellray.atlas.storage import StorageError
+from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.track import runs
 from cellray.track.store import StoreError, client, store_errors
@@ -112,6 +113,7 @@ def run_trial(config: Mapping[str, Any], *, job: Job) -> None:
     if job.tracking is not None:
         os.environ["MLFLOW_TRACKING_URI"] = job.tracking
     number, began = int(config["number"]), time.perf_counter()
+    logs.set_up(sweep=job.run_id, trial=number)
     told: dict[str, Any] = {}
     try:
         found = begun_before(job, number, config["values"])

@@ -1,0 +1,150 @@
+"""A run on a bucket, Ray and MLflow that all ask who one is: what it leaves behind, and its log."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from tests.integration.conftest import LOGIN
+from tests.integration.mlflow_server import start_server
+
+from cellray.atlas.simulate import Simulation, simulate_anndata
+from cellray.atlas.write import ingest
+
+pytestmark = pytest.mark.slow
+
+PASSWORD = "mlflow-5d1e0b97c3a2"
+RAY_TOKEN = "ray-0f6a4c1e8b7d93254e8c"
+SERVE_TOKEN = "serve-77c1b0e94ad25f31"
+SECRETS = (LOGIN.secret, PASSWORD, RAY_TOKEN, SERVE_TOKEN)
+RECIPE = "configs/smoke.yaml"
+ROOT = Path(__file__).parents[2]
+
+
+def disguises(secret):
+    """The forms in which a secret travels: plain, in a URL, and in a header of basic auth."""
+    yield secret.encode()
+    yield quote(secret, safe="").encode()
+    yield base64.b64encode(f"admin:{secret}".encode()).rstrip(b"=")
+
+
+def finds(folder, *, but=()):
+    """Name the files under a folder that hold a secret."""
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name not in but]
+    assert files, folder
+    held = [(path, path.read_bytes()) for path in files]
+    return [
+        (str(path), secret)
+        for path, content in held
+        for secret in SECRETS
+        if any(form in content for form in disguises(secret))
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(s3_server, tmp_path_factory):
+    """Pre-train on two workers, with credentials in every place where there may be some."""
+    folder = tmp_path_factory.mktemp("secrets")
+    (folder / "mlflow").mkdir()
+    (folder / "work").mkdir()
+    server = start_server(
+        folder / "mlflow",
+        options=["--app-name", "basic-auth"],
+        env={
+            "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "flask-93b1d7f0a25c",
+        },
+    )
+    # Ray's sockets lie under its folder, and a socket's path may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as ray:
+        bucket = s3_server.bucket()
+        env = {
+            **os.environ,
+            **s3_server.env,
+            "MLFLOW_TRACKING_URI": server.url.replace("//", f"//admin:{PASSWORD}@"),
+            "MLFLOW_TRACKING_USERNAME": "admin",
+            "MLFLOW_TRACKING_PASSWORD": PASSWORD,
+            "RAY_ADDRESS": "",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": RAY_TOKEN,
+            "RAY_TMPDIR": ray,
+            "CELLRAY_SERVE_TOKEN": SERVE_TOKEN,
+            "CELLRAY_LOG": "json",
+            "RAY_JOB_SUBMISSION_ID": "raysubmit_of_this_test",
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in s3_server.env.items():
+                patch.setenv(name, value)
+            cells = simulate_anndata(Simulation(n_cells=400, n_genes=120, seed=2))
+            cells.write_h5ad(folder / "cells.h5ad")
+            atlas = ingest([folder / "cells.h5ad"], f"s3://{bucket}/atlas")
+        words = ["pretrain", "--recipe", ROOT / RECIPE, "--atlas", atlas.url, "--name", "secret"]
+        words += ["--storage", f"s3://{bucket}/runs", "--num-workers", "2", "--json"]
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "cellray", *map(str, words)],
+                cwd=folder / "work",
+                env=env,
+                capture_output=True,
+                text=True,
+                timeout=500,
+                check=False,
+            )
+        finally:
+            server.stop()
+        (folder / "work" / "stdout").write_text(done.stdout)
+        (folder / "work" / "stderr").write_text(done.stderr)
+        assert done.returncode == 0, done.stderr
+        kept = folder / "bucket"
+        for key in s3_server.keys(bucket):
+            path = kept / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            body = s3_server.client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            path.write_bytes(body)
+        (session,) = [path for path in Path(ray).rglob("session_2*") if path.is_dir()]
+        (session / "logs").rename(folder / "ray")
+        yield folder, json.loads(done.stdout)
+
+
+def test_a_run_leaves_no_secret_behind(run):
+    folder, _ = run
+    assert [*folder.glob("bucket/runs/*/*/checkpoint_*")]
+    assert [*folder.glob("mlflow/artifacts/**/launch.json")]
+    places = [*(folder / name for name in ("work", "bucket", "ray")), folder / "mlflow"]
+    assert [found for place in places for found in finds(place)] == []
+
+
+def test_the_search_finds_what_is_there(tmp_path):
+    (tmp_path / "log").write_text(f"http://admin:{PASSWORD}@127.0.0.1")
+    header = base64.b64encode(f"admin:{PASSWORD}".encode()).decode()
+    (tmp_path / "header").write_text(f"Authorization: Basic {header}")
+    assert {Path(path).name for path, _ in finds(tmp_path)} == {"log", "header"}
+
+
+def lines(text):
+    """Give the lines that are JSON documents of cellray's."""
+    found = [json.loads(line) for line in text.splitlines() if line.startswith('{"time"')]
+    return [one for one in found if one["logger"].startswith("cellray")]
+
+
+def test_log_lines_say_run_job_and_rank(run):
+    folder, answer = run
+    about = {"run": answer["run_id"], "job": "raysubmit_of_this_test"}
+    told = lines((folder / "work" / "stderr").read_text())
+    training = [one for one in told if one.get("stage") == "train"]
+    assert training[-1]["done"] == training[-1]["total"]
+    assert training[-1]["train_loss"] > 0
+    assert all(one.items() >= about.items() for one in training)
+
+    workers = [
+        one for path in (folder / "ray").glob("worker-*.err") for one in lines(path.read_text())
+    ]
+    begun = {one["rank"]: one for one in workers if "trains from step 0" in one["message"]}
+    assert set(begun) == {0, 1}
+    for one in begun.values():
+        assert one.items() >= (about | {"level": "info", "logger": "cellray.train.worker"}).items()
