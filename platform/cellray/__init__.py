@@ -15,7 +15,7 @@ _VERBS = {
     "Recipe": "cellray.core.recipe",
     "Sweep": "cellray.tuning.settings",
     "append": "cellray.atlas.write",
-    "embed": "cellray.evaluation.embed",
+    "embed": "cellray.evaluation.write",
     "evaluate": "cellray.evaluation.run",
     "ingest": "cellray.atlas.write",
     "leaderboard": "cellray.evaluation.leaderboard",

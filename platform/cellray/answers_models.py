@@ -152,5 +152,24 @@ def pipeline_plan_text(document: Mapping[str, Any]) -> str:
     return table(["step", "would", "what"], rows) + "\nnothing was started or written"
 
 
+def dry_text(document: Mapping[str, Any]) -> str:
+    """Lay out what a verb would do."""
+    lines = {}
+    for name, value in document.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key}: {item}" for key, item in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif name.startswith("bytes"):
+            value = size(value)
+        elif isinstance(value, float):
+            value = f"{value:.4g}"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        if value not in (None, ""):
+            lines[name.replace("_", " ")] = value
+    return facts(lines) + "\nnothing was started or written"
+
+
 def _done(step: Mapping[str, Any]) -> str:
     return "before" if step["done"] == "before" else f"in {step['seconds']:.1f} s"

@@ -16,6 +16,7 @@ import typer
 from cellray import __version__
 from cellray.cli_atlas import atlas_verbs
 from cellray.cli_cluster import submitting
+from cellray.cli_embed import embedding
 from cellray.cli_evaluate import evaluating
 from cellray.cli_jobs import jobs
 from cellray.cli_local import cluster
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.add_typer(train_verbs)
 app.add_typer(evaluating)
+app.add_typer(embedding)
 app.add_typer(serve_verbs)
 app.add_typer(piping)
 app.add_typer(verbs)

@@ -1,4 +1,4 @@
-"""``cellray evaluate`` and ``embed``: what registered models are for."""
+"""``cellray evaluate``, ``leaderboard`` and ``watch``: how good registered models are."""
 
 from pathlib import Path
 from typing import Annotated
@@ -239,25 +239,3 @@ def watch(
             to.note(event.line)
             events.append(event)
         to.answer({"name": name, "events": events}, answers_models.watched_text(name, events))
-
-
-@evaluating.command(
-    epilog=examples("cellray embed models:/plates@champion --atlas plates.zarr --out plates.h5ad")
-)
-def embed(
-    model: ModelUri,
-    atlas: AtlasUrl,
-    out: Annotated[str, typer.Option(help="File to write: .parquet or .h5ad.")],
-    *,
-    json: Json = False,
-) -> None:
-    """Embed every cell of an atlas.
-
-    .parquet holds obs and z0, z1, ...; .h5ad holds counts, obs and obsm["X_cellray"].
-    """
-    with console(as_json=json) as to:
-        from cellray.evaluation.embed import embed as run
-
-        cells, dim = run(model, atlas, out, progress=to.progress)
-        document = {"out": Path(out).expanduser().absolute(), "cells": cells, "dimensions": dim}
-        to.answer(document, f"wrote {out}: {cells:,} cells x {dim} dimensions")

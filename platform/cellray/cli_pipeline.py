@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cellray import answers_models
-from cellray.cli_verbs import Json, examples
+from cellray.cli_verbs import DryRun, Json, examples
 from cellray.console import console
 
 if TYPE_CHECKING:
@@ -34,10 +34,7 @@ def pipeline(
         Literal["ingest", "pretrain", "evaluate", "promote"] | None,
         typer.Option("--from", help="Do this step and those after it again, though they are done."),
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what would be done and what is; start nothing."),
-    ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Ingest, pre-train, evaluate, and promote what is better, as one file says.

@@ -26,6 +26,10 @@ verbs = typer.Typer()
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say what would be done, or refused; start and write nothing."),
+]
 AtlasUrl = Annotated[str, typer.Option("--atlas", metavar="URL", help=ATLAS)]
 ModelUri = Annotated[
     str,

@@ -18,8 +18,8 @@ from cellray.console import Console
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.types import TARGET_SUM
-from cellray.evaluation.embed import embed
 from cellray.evaluation.run import evaluate
+from cellray.evaluation.write import embed
 from cellray.feed.session import ray_session
 from cellray.tasks.splits import make_splits, usable_cells
 from cellray.tasks.task import Spec
@@ -108,7 +108,7 @@ def run(
             promote(MODEL, source=str(ref.version))
             out = (work / "embeddings.h5ad").absolute()
             to.say(f"embed      every cell into {out}, as obsm['X_cellray']")
-            embed(f"models:/{MODEL}@champion", atlas.url, str(out), progress=to.progress)
+            embed(atlas, f"models:/{MODEL}@champion", out=out, progress=to.progress)
             done |= {"embeddings": out}
     return done | {"seconds": time.monotonic() - began}
 

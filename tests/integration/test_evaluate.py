@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.sparse import csr_matrix
 
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.write import ingest
@@ -16,14 +15,12 @@ from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.core.types import Span
 from cellray.evaluation import cache
-from cellray.evaluation import embed as embedding
-from cellray.evaluation.embed import embed, embed_atlas, embed_learners
+from cellray.evaluation.embed import embed_atlas
 from cellray.evaluation.export import source_order
 from cellray.evaluation.gather import content_of
 from cellray.evaluation.run import evaluate, evaluate_suite
 from cellray.evaluation.suite import Suite
 from cellray.learn.batch import Batch
-from cellray.learn.embed import embed_matrix
 from cellray.learn.learner import Learner
 from cellray.learn.optim import make_optimizer
 from cellray.tasks.task import sample_cells
@@ -100,60 +97,6 @@ def z(model, atlas, ray_local):
 @pytest.fixture(scope="module")
 def report(model, atlas, ray_local):
     return evaluate(model, atlas.url, label="cell_type", max_cells=600)
-
-
-def test_embeddings_come_in_stored_order(z, model, atlas):
-    counts = atlas.read(Span(0, atlas.n_cells)).to_scipy()
-    expected = embed_matrix(models.resolve(model).learner, counts, atlas.genes)
-    assert z.shape == (9_000, 8)
-    np.testing.assert_allclose(z, expected, atol=1e-5)
-
-
-def test_embeddings_do_not_depend_on_the_number_of_workers(z, model, atlas, monkeypatch):
-    learner = models.resolve(model).learner
-    (two,) = embed_learners([learner], atlas, workers=2)
-    np.testing.assert_array_equal(two, z)
-    monkeypatch.setattr(embedding, "SLAB", 1024)  # enough slabs for four, on two processors
-    monkeypatch.setattr(embedding, "CPUS", 0.25)
-    (four,) = embed_learners([learner], atlas, workers=4)
-    np.testing.assert_array_equal(four, z)
-    (other_batch,) = embed_learners([learner], atlas, batch=100)
-    np.testing.assert_allclose(other_batch, z, atol=1e-5)
-
-
-def test_embed_counts_its_cells(model, atlas, ray_local):
-    seen = []
-    embed_atlas(model, atlas, progress=lambda *state: seen.append(state))
-    assert [stage for stage, _, _ in seen] == ["embed"] * 3
-    assert seen[-1][1:] == (9_000, 9_000)
-
-
-@pytest.fixture(scope="module")
-def original(files):
-    return anndata.concat([anndata.read_h5ad(path) for path in files], join="inner")
-
-
-def test_parquet_holds_the_cells_in_the_order_of_the_files(z, model, atlas, original, tmp_path):
-    assert embed(model, atlas.url, str(tmp_path / "out" / "z.parquet")) == (9_000, 8)
-    table = pd.read_parquet(tmp_path / "out" / "z.parquet")
-    assert table["cellray_name"].tolist() == original.obs_names.tolist()
-    assert table["cellray_source"].tolist() == ["first"] * 5_500 + ["second"] * 3_500
-    assert table["cell_type"].astype(str).tolist() == original.obs["cell_type"].tolist()
-    columns = [f"z{number}" for number in range(8)]
-    np.testing.assert_array_equal(table[columns].to_numpy(), z[table.index])
-    learner = models.resolve(model).learner
-    expected = embed_matrix(learner, csr_matrix(original.X), original.var_names.tolist())
-    np.testing.assert_allclose(table[columns].to_numpy(), expected, atol=1e-5)
-
-
-def test_h5ad_holds_the_files_cells_and_their_embeddings(z, model, atlas, original, tmp_path):
-    embed(model, atlas.url, tmp_path / "z.h5ad")
-    data = anndata.read_h5ad(tmp_path / "z.h5ad")
-    assert data.obs_names.tolist() == original.obs_names.tolist()
-    assert data.X.dtype == np.float32
-    assert (csr_matrix(data.X) != csr_matrix(original[:, data.var_names].X)).nnz == 0
-    np.testing.assert_array_equal(data.obsm["X_cellray"], z[data.obs["cellray_cell"]])
-    assert data.uns["cellray"]["model"] == model
 
 
 def test_evaluate_scores_a_trained_model_above_the_untrained_encoder(report):
@@ -250,26 +193,6 @@ def test_bad_input_is_refused_before_anything_is_embedded(model, atlas, tmp_path
             progress=lambda *_: pytest.fail("it began to embed"),
         )
     assert not out.exists()
-
-
-def test_genes_of_another_kind_are_refused_with_both_names(atlas):
-    learner = Learner.of(RECIPE, ["ENSG01", "ENSG02"])
-    with pytest.raises(CellrayError, match=r"no gene in common.*ENSG01"):
-        embed_learners([learner], atlas)
-
-
-def test_a_model_that_diverged_is_refused(atlas, ray_local, tmp_path):
-    learner = Learner.of(RECIPE, atlas.genes.tolist())
-    with torch.no_grad():
-        next(learner.encoder.parameters()).fill_(float("nan"))
-    with pytest.raises(CellrayError, match="NaN or infinite"):
-        embed_learners([learner], atlas)
-
-
-def test_embed_refuses_a_file_before_it_begins(model, atlas, tmp_path):
-    with pytest.raises(CellrayError, match=r"name it \.parquet or \.h5ad"):
-        embed("models:/nothing", "/nowhere", tmp_path / "z.csv")
-    assert not list(tmp_path.iterdir())
 
 
 def test_kang_with_held_out_donors(shared_data, tmp_path, ray_local):

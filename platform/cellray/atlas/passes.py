@@ -223,13 +223,13 @@ def _streams(
 ) -> dict[str, Stream]:
     """Open the arrays of a matrix for writing."""
     dtype = np.min_scalar_type(spill.greatest) if spill.dtype.kind == "u" else spill.dtype
-    rows = max(1, min(CHUNK_CELLS * mean, _MOST_CHUNK))
+    rows = rows_of_chunk(mean, 1)
 
     def stream(path: str, **layout: Any) -> Stream:  # noqa: ANN401 - passed on
         return Stream(store, path, pool=pool, journal=stage.journal, **layout)
 
     if not matrix.sparse:
-        rows = max(1, rows // matrix.n_columns)
+        rows = rows_of_chunk(mean, matrix.n_columns)
         both = (n_cells, matrix.n_columns)
         return {"data": stream(matrix.path, shape=both, dtype=dtype, rows=rows)}
     declared = np.dtype(np.int32 if spill.elements < 1 << 31 else np.int64)
@@ -250,6 +250,12 @@ def _streams(
             f"{matrix.path}/indptr", shape=(n_cells + 1,), dtype=declared, rows=_INDPTR_CHUNK
         ),
     }
+
+
+def rows_of_chunk(mean: int, n_columns: int) -> int:
+    """Choose the rows of a chunk of a matrix whose cells have so many elements on average."""
+    elements = max(1, min(CHUNK_CELLS * mean, _MOST_CHUNK))
+    return max(1, elements // n_columns)
 
 
 def _resume(streams: dict[str, Stream], spill: Spill, starts: NDArray[np.int64]) -> int:

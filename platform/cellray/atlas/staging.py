@@ -36,6 +36,8 @@ MARK = "ingest-unfinished"
 It holds an id of the ingest that writes, since two may be started at one place.
 """
 
+MAY_APPEND = ", or add to it with --append"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -97,8 +99,15 @@ def staged(
         yield from place(url, fingerprint, overwrite=overwrite, restart=restart)
 
 
-def check_place(url: str, *, overwrite: bool = False) -> None:
+def check_place(url: str, *, overwrite: bool = False, added: str = MAY_APPEND) -> None:
     """Refuse what `staged` refuses, without writing anything.
+
+    Parameters
+    ----------
+    url, overwrite
+        As of `staged`.
+    added
+        What else than to replace an atlas can be done with one that is there.
 
     Raises
     ------
@@ -110,21 +119,20 @@ def check_place(url: str, *, overwrite: bool = False) -> None:
             store = object_store(url)
             there = next(iter(obstore.list(store, chunk_size=1)), None)
             if there and _get(store, MARK) is None:
-                _check_replaceable(url, _get(store, ROOT), overwrite=overwrite)
+                _check_replaceable(url, _get(store, ROOT), overwrite=overwrite, added=added)
             return
     path = Path(url)
-    _check_local(path, overwrite=overwrite)
+    _check_local(path, overwrite=overwrite, added=added)
     parent = next(folder for folder in path.parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
         raise CellrayError(f"{parent} cannot be written", "choose another --out")
 
 
-def _check_local(path: Path, *, overwrite: bool) -> None:
+def _check_local(path: Path, *, overwrite: bool, added: str = MAY_APPEND) -> None:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         root = path / ROOT
-        _check_replaceable(
-            str(path), root.read_bytes() if root.is_file() else None, overwrite=overwrite
-        )
+        found = root.read_bytes() if root.is_file() else None
+        _check_replaceable(str(path), found, overwrite=overwrite, added=added)
 
 
 def _staged_local(url: str, fingerprint: str, *, overwrite: bool, restart: bool) -> Iterator[Stage]:
@@ -254,13 +262,15 @@ def _scratch(folder: Path) -> Path:
     return scratch
 
 
-def _check_replaceable(url: str, root: bytes | None, *, overwrite: bool) -> None:
+def _check_replaceable(
+    url: str, root: bytes | None, *, overwrite: bool, added: str = MAY_APPEND
+) -> None:
     if not is_atlas(root):
         raise CellrayError(f"{url} holds something that is no atlas", "choose another --out")
     if not overwrite:
         raise CellrayError(
             f"{url} is there already",
-            "choose another --out, replace it with --overwrite, or add to it with --append",
+            f"choose another --out, or replace it with --overwrite{added}",
         )
 
 

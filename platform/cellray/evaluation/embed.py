@@ -15,7 +15,6 @@ from ray.data import ActorPoolStrategy
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
-from cellray.evaluation.export import Target
 from cellray.feed.batches import flat, from_arrow, listed
 from cellray.feed.session import ray_session
 from cellray.feed.source import sequential_dataset
@@ -28,52 +27,12 @@ CPUS = 0.5
 """CPUs that an embedder asks of Ray: less than one, so that reads beside it are never starved."""
 
 
-def embed(
-    model: str, atlas: str, out: str, *, batch: int = 1024, progress: Progress | None = None
-) -> tuple[int, int]:
-    """Embed every cell of an atlas and write the embeddings to a file.
-
-    Cells come in the order of the sources that were ingested, as they lay there.
-
-    Parameters
-    ----------
-    model
-        URI of a registered model, such as ``models:/pbmc@champion``.
-    atlas
-        The atlas's URL.
-    out
-        ``.parquet``: obs columns and ``z0``, ``z1``, …; or ``.h5ad``: counts, obs, var and
-        ``obsm["X_cellray"]``. The file appears whole or not at all; one that is there is replaced.
-    batch
-        Cells that are embedded at a time.
-    progress
-        Called with ("embed", cells, all cells).
-
-    Returns
-    -------
-    tuple of int
-        Cells and dimensions written.
-
-    Raises
-    ------
-    CellrayError
-        Another suffix, a folder that cannot be written, a matrix that does not fit into memory,
-        a model or atlas that cannot be used, no gene in common.
-    """
-    target = Target.of(out)
-    opened = Atlas.open(atlas)
-    target.check_atlas(opened)
-    resolved = resolve(model)
-    z_ND = embed_atlas(resolved, opened, batch=batch, progress=progress)
-    target.write(opened, z_ND, resolved)
-    return z_ND.shape[0], z_ND.shape[1]
-
-
 def embed_atlas(
     model: str | Resolved,
     atlas: str | Atlas,
     *,
     batch: int = 1024,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """Embed every cell of an atlas, in stored order.
@@ -84,8 +43,12 @@ def embed_atlas(
         A resolved model or its URI.
     atlas
         An open atlas or its URL.
-    batch, progress
-        As for `embed`.
+    batch
+        Cells that are embedded at a time.
+    workers
+        As for `embedded_slabs`.
+    progress
+        Called with ("embed", cells, all cells).
 
     Returns
     -------
@@ -99,7 +62,8 @@ def embed_atlas(
     """
     resolved = resolve(model) if isinstance(model, str) else model
     opened = Atlas.open(atlas) if isinstance(atlas, str) else atlas
-    return embed_learners([resolved.learner], opened, batch=batch, progress=progress)[0]
+    learners = [resolved.learner]
+    return embed_learners(learners, opened, batch=batch, workers=workers, progress=progress)[0]
 
 
 def embed_learners(
@@ -122,10 +86,9 @@ def embed_learners(
     genes
         Names of the atlas's genes, where they are not its own.
     batch, progress
-        As for `embed`.
+        As for `embed_atlas`.
     workers
-        Processes that embed, each on a GPU where there are any; None takes what Ray has, and
-        leaves a CPU to read.
+        As for `embedded_slabs`.
 
     Returns
     -------
@@ -137,24 +100,10 @@ def embed_learners(
     CellrayError
         No gene in common, or embeddings that are not finite.
     """
-    names = atlas.genes if genes is None else genes
-    columns = [gene_columns(learner.genes, names) for learner in learners]
     out = [np.empty((atlas.n_cells, learner.encoder.dim), np.float32) for learner in learners]
     done = 0
     with ray_session():
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        gpus = int(resources.get("GPU", 0))
-        size = workers or gpus or max(1, int(resources["CPU"]) - 1)
-        slabs = -(-atlas.n_cells // SLAB)
-        embedded = sequential_dataset(atlas, slab=SLAB).map_batches(
-            _Embedder,
-            fn_constructor_args=(list(learners), columns, batch, bool(gpus)),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(size, slabs)),
-            num_cpus=None if gpus else CPUS,
-            num_gpus=1 if gpus else None,
-        )
+        embedded = embedded_slabs(learners, atlas, genes=genes, batch=batch, workers=workers)
         for table in embedded.iter_batches(batch_size=1, batch_format="pyarrow"):
             cells = flat(table, "cells")
             for number, z_ND in enumerate(out):
@@ -162,15 +111,71 @@ def embed_learners(
             done += len(cells)
             if progress is not None:
                 progress("embed", done, atlas.n_cells)
-    if done != atlas.n_cells:
-        msg = f"{done} of {atlas.n_cells} cells came back from Ray Data"
-        raise RuntimeError(msg)
+    check_all_came(done, atlas)
     if not all(np.isfinite(z_ND).all() for z_ND in out):
-        raise CellrayError(
-            "the model's embeddings hold NaN or infinite values",
-            "the model has diverged: train it with a lower optim.lr",
-        )
+        raise diverged()
     return out
+
+
+def embedded_slabs(
+    learners: Sequence[Learner],
+    atlas: Atlas,
+    *,
+    genes: NDArray[np.str_] | None = None,
+    batch: int = 1024,
+    workers: int | None = None,
+) -> ray.data.Dataset:
+    """Give a dataset of a row a slab, in stored order, that embeds an atlas as it is read.
+
+    Parameters
+    ----------
+    learners, atlas, genes, batch
+        As for `embed_learners`. Ray must be running.
+    workers
+        Processes that embed, each on a GPU where there are any; None takes what Ray has, and
+        leaves a CPU to read.
+
+    Returns
+    -------
+    Dataset
+        ``cells``, their positions in the atlas, and ``z0``, ``z1``, …, the embeddings by each
+        learner, flat: lists that `cellray.feed.batches.flat` takes apart.
+
+    Raises
+    ------
+    CellrayError
+        No gene in common.
+    """
+    names = atlas.genes if genes is None else genes
+    columns = [gene_columns(learner.genes, names) for learner in learners]
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = int(resources.get("GPU", 0))
+    size = workers or gpus or max(1, int(resources["CPU"]) - 1)
+    slabs = -(-atlas.n_cells // SLAB)
+    return sequential_dataset(atlas, slab=SLAB).map_batches(
+        _Embedder,
+        fn_constructor_args=(list(learners), columns, batch, bool(gpus)),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=min(size, slabs)),
+        num_cpus=None if gpus else CPUS,
+        num_gpus=1 if gpus else None,
+    )
+
+
+def check_all_came(cells: int, atlas: Atlas) -> None:
+    """Raise unless every cell of an atlas came back."""
+    if cells != atlas.n_cells:
+        msg = f"{cells} of {atlas.n_cells} cells came back from Ray Data"
+        raise RuntimeError(msg)
+
+
+def diverged() -> CellrayError:
+    """Say that a model's embeddings are no numbers."""
+    return CellrayError(
+        "the model's embeddings hold NaN or infinite values",
+        "the model has diverged: train it with a lower optim.lr",
+    )
 
 
 class _Embedder:

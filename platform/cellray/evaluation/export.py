@@ -62,7 +62,8 @@ class Target:
         """
         if is_remote(str(out)):
             raise CellrayError(
-                f"cannot write embeddings to {out}", "give a local file; copy it from there"
+                f"cannot write {out} to object storage",
+                "give a local file, or .parquet or .zarr there",
             )
         path = Path(out).expanduser().absolute()
         if path.suffix not in {".parquet", ".h5ad"}:
@@ -76,12 +77,8 @@ class Target:
 
     def check_atlas(self, atlas: Atlas) -> None:
         """Raise if a column would come twice, or an ``.h5ad`` does not fit in memory."""
-        taken = [name for name in atlas.obs_columns if re.fullmatch(r"z\d+", name)]
-        if self.kind == "parquet" and taken:
-            raise CellrayError(
-                f"obs column '{taken[0]}' has the name of an embedding's column",
-                "write .h5ad, or ingest without that column",
-            )
+        if self.kind == "parquet":
+            refuse_taken(atlas)
         needed, free = H5AD_BYTES * atlas.manifest.nnz, psutil.virtual_memory().available
         if self.kind == "h5ad" and needed > free:
             raise CellrayError(
@@ -90,7 +87,9 @@ class Target:
                 "write .parquet, which leaves the counts out",
             )
 
-    def write(self, atlas: Atlas, z_ND: NDArray[np.float32], resolved: Resolved) -> None:
+    def write(
+        self, atlas: Atlas, z_ND: NDArray[np.float32], resolved: Resolved, *, key: str = KEY
+    ) -> None:
         """Write embeddings in the order of the sources.
 
         Parameters
@@ -101,6 +100,8 @@ class Target:
             Their embeddings, in stored order.
         resolved
             The model, for the record in the file.
+        key
+            Name of the embeddings in the ``obsm`` of an ``.h5ad``.
         """
         obs = atlas.obs()
         order = source_order(obs)
@@ -114,7 +115,17 @@ class Target:
             if self.kind == "parquet":
                 _write_parquet(path, obs, z_ND[order], origin)
             else:
-                _write_h5ad(path, atlas, obs, z_ND[order], origin)
+                _write_h5ad(path, atlas, obs, {key: z_ND[order]}, origin)
+
+
+def refuse_taken(atlas: Atlas) -> None:
+    """Raise if an obs column has the name of an embedding's column in a table."""
+    taken = [name for name in atlas.obs_columns if re.fullmatch(r"z\d+", name)]
+    if taken:
+        raise CellrayError(
+            f"obs column '{taken[0]}' has the name of an embedding's column",
+            "write .h5ad or .zarr, or ingest without that column",
+        )
 
 
 def source_order(obs: pd.DataFrame) -> NDArray[np.int64]:
@@ -177,7 +188,7 @@ def _write_h5ad(
     path: Path,
     atlas: Atlas,
     obs: pd.DataFrame,
-    z_ND: NDArray[np.float32],
+    obsm: dict[str, NDArray[np.float32]],
     origin: dict[str, str],
 ) -> None:
     counts = atlas.read(Span(0, atlas.n_cells)).to_scipy()[obs.index.to_numpy()]
@@ -190,7 +201,7 @@ def _write_h5ad(
         X=counts,
         obs=obs.reset_index().set_axis(pd.Index(names.to_numpy(object)), axis=0),
         var=atlas.var,
-        obsm={KEY: z_ND},
+        obsm=obsm,
         uns={"cellray": origin},
     )
     data.write_h5ad(path, compression="gzip")
