@@ -19,10 +19,13 @@ _VERBS = {
     "evaluate": "cellray.evaluation.run",
     "ingest": "cellray.atlas.write",
     "leaderboard": "cellray.evaluation.leaderboard",
+    "models": "cellray.track.catalogue",
     "pretrain": "cellray.train.run",
+    "promote": "cellray.track.promotion",
     "resolve": "cellray.track.models",
     "resume": "cellray.train.run",
     "resume_sweep": "cellray.tuning.run",
+    "run_pipeline": "cellray.pipeline.run",
     "sweep": "cellray.tuning.run",
 }
 

@@ -13,7 +13,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from cellray.atlas.simulate import Simulation, simulate_anndata
-from cellray.atlas.splits import split_cells
+from cellray.atlas.splits import SplitSpec, store_split
 from cellray.atlas.store import Atlas
 from cellray.atlas.write import append, ingest
 from cellray.cli import main
@@ -58,8 +58,7 @@ def files(tmp_path_factory):
 def atlas(files):
     """An atlas of two parts, with a split."""
     made = ingest(files[:2], files[0].parent / "cells.zarr")
-    append(files[2:], made.url)
-    split_cells(made.url, "even", stratify="cell_type")
+    store_split(append(files[2:], made.url), "even", SplitSpec(stratify="cell_type"))
     return Atlas.open(made.url)
 
 

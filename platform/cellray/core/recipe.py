@@ -1,6 +1,6 @@
 """The recipe: the frozen, validated configuration of one pre-training run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import lcm
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -89,6 +89,19 @@ class Recipe(Section):
             raise CellrayError(
                 f"recipe key {reason(error)}", f"change it in the file or with --set {key}=VALUE"
             ) from error
+
+    @classmethod
+    def given(cls, recipe: "Recipe | str | Path | Mapping[str, Any]") -> "Recipe":
+        """Take a recipe, its file, or what such a file holds.
+
+        Raises
+        ------
+        CellrayError
+            As `load`.
+        """
+        if isinstance(recipe, Recipe):
+            return recipe
+        return cls.of(dict(recipe)) if isinstance(recipe, Mapping) else cls.load(recipe)
 
     @classmethod
     def load(cls, path: str | Path, changes: Sequence[str] = ()) -> Self:

@@ -81,6 +81,27 @@ def show_model(name: str) -> dict[str, Any]:
     }
 
 
+def models(name: str | None = None) -> list[dict[str, Any]] | dict[str, Any]:
+    """List the registered models, or show the versions of one.
+
+    Parameters
+    ----------
+    name
+        Which; None lists all.
+
+    Returns
+    -------
+    list of dict, or dict
+        As of `list_models`, or of `show_model`.
+
+    Raises
+    ------
+    CellrayError
+        No such model; those that exist are named.
+    """
+    return list_models() if name is None else show_model(name)
+
+
 def find_model(api: MlflowClient, name: str) -> RegisteredModel:
     """Find a registered model.
 

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
@@ -41,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def pretrain(
-    recipe: Recipe,
+    recipe: Recipe | str | Path | Mapping[str, Any],
     atlas: str,
     name: str,
     *,
@@ -55,7 +57,7 @@ def pretrain(
     Parameters
     ----------
     recipe
-        What to train, and how.
+        What to train, and how: a recipe, its file, or what such a file holds.
     atlas
         The atlas's URL.
     name
@@ -77,8 +79,8 @@ def pretrain(
         batch does not fit into the memory.
     """
     models.check_name(name)
-    where = run_storage(storage)
-    with begun(recipe, atlas, name, experiment=experiment, storage=where, tags=tags) as run:
+    where, chosen = run_storage(storage), Recipe.given(recipe)
+    with begun(chosen, atlas, name, experiment=experiment, storage=where, tags=tags) as run:
         return register(run, train(run, progress=progress))
 
 
