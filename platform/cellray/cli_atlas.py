@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cellray import answers
+from cellray import answers, answers_plans
 from cellray.cli_verbs import (
     ATLAS,
     Changes,
+    DryRun,
     Json,
     RecipeFile,
     Workers,
@@ -36,6 +37,7 @@ Url = Annotated[str, typer.Argument(metavar="URL", help=ATLAS)]
         "cellray ingest filtered_feature_bc_matrix.h5 --out s3://bucket/pbmc "
         "--matrices 'obsm/Antibody Capture'",
         "cellray ingest plate3.h5ad --out plates.zarr --append",
+        "cellray ingest plate1.h5ad plate2.h5ad --out plates.zarr --dry-run",
     )
 )
 def ingest(
@@ -83,6 +85,7 @@ def ingest(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew where a killed ingest could go on.")
     ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Turn files of counts into one atlas, or add them to one.
@@ -91,8 +94,9 @@ def ingest(
     where it was when the same command is given again.
     """
     with console(as_json=json) as to:
-        from cellray.atlas import write
+        from cellray.atlas import intake, write
         from cellray.atlas.describe import describe
+        from cellray.atlas.staging import check_place
 
         if not 0 < memory < MOST_MEMORY:
             raise CellrayError(f"--memory is {memory}", "give a number of GiB, such as 2")
@@ -105,26 +109,24 @@ def ingest(
             "obs": words(obs),
             "seed": seed,
             "memory": int(memory * 2**30),
-            "restart": restart,
-            "progress": to.progress,
         }
+        if append and (overwrite or genes or matrices or join != "inner"):
+            raise CellrayError(
+                "an append takes genes and matrices as the atlas has them",
+                "leave out --overwrite, --genes, --matrices and --join",
+            )
+        if not append:
+            settings |= {"join": join, "genes": genes, "matrices": words(matrices) or ()}
+        if dry_run:
+            planned = (intake.of_more if append else intake.of_new)(sources, out, **settings)
+            check_place(planned.url, overwrite=overwrite or append)
+            to.answer(planned.document(), answers_plans.intake_text(planned.document()))
+            return
+        settings |= {"restart": restart, "progress": to.progress}
         if append:
-            if overwrite or genes or matrices or join != "inner":
-                raise CellrayError(
-                    "an append takes genes and matrices as the atlas has them",
-                    "leave out --overwrite, --genes, --matrices and --join",
-                )
             atlas = write.append(sources, out, **settings)
         else:
-            atlas = write.ingest(
-                sources,
-                out,
-                join=join,
-                genes=genes,
-                matrices=words(matrices) or (),
-                overwrite=overwrite,
-                **settings,
-            )
+            atlas = write.ingest(sources, out, overwrite=overwrite, **settings)
         seconds = time.monotonic() - began
         done = atlas.part_cells[-1]
         notes = [

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cellray import answers_models
+from cellray import answers_plans
 from cellray.cli_verbs import AtlasUrl, DryRun, Json, ModelUri, examples
 from cellray.console import console
 
@@ -51,7 +51,7 @@ def embed(
 
         if dry_run:
             planned = write.dry_run(atlas, model, out=out, key=key, kind=kind, overwrite=overwrite)
-            to.answer(planned, answers_models.dry_text(planned))
+            to.answer(planned, answers_plans.dry_text(planned))
             return
         done = write.embed(
             atlas,

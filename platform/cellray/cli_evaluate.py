@@ -1,12 +1,12 @@
 """``cellray evaluate``, ``leaderboard`` and ``watch``: how good registered models are."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cellray import answers, answers_models, completion
-from cellray.cli_verbs import AtlasUrl, Json, ModelName, ModelUri, examples
+from cellray import answers, answers_models, answers_plans, completion
+from cellray.cli_verbs import AtlasUrl, DryRun, Json, ModelName, ModelUri, examples
 from cellray.console import console
 from cellray.core.errors import CellrayError
 
@@ -14,7 +14,7 @@ FAILED_GATE = 3
 """Exit status of an evaluation that does not reach what its suite asks."""
 
 MAX_CELLS = 50_000
-"""Cells that are scored at most, unless told: as in `cellray.evaluation.run`."""
+"""Cells that are scored at most, unless told: as in `cellray.evaluation.asked`."""
 
 ASKED = (
     *("label", "split_by", "batch", "matrix", "control", "gene_sets", "ontology", "reference"),
@@ -95,6 +95,7 @@ def evaluate(
     out: Annotated[
         str | None, typer.Option(help="Folder of the report; under .cellray/reports by default.")
     ] = None,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Score a registered model beside baselines.
@@ -114,6 +115,12 @@ def evaluate(
         if gate and not asked.gates:
             what = f"{suite} has no gates" if suite else "--gate needs gates, and there are none"
             raise CellrayError(what, "give --suite FILE with 'gates:', or leave --gate out")
+        if dry_run:
+            from cellray.evaluation.asked import dry_run as plan
+
+            planned = plan(model, atlas, asked, given=given, max_cells=max_cells, out=out)
+            to.answer(planned, answers_plans.dry_text(planned))
+            return
         found = evaluate_suite(
             model, atlas, asked, given=given, max_cells=max_cells, out=out, progress=to.progress
         )
@@ -160,6 +167,7 @@ def leaderboard(
     out: Annotated[
         str | None, typer.Option(help="Folder of the page; .cellray/leaderboard by default.")
     ] = None,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Rank registered versions by a suite, beside what they cost.
@@ -169,20 +177,22 @@ def leaderboard(
     """
     given = {"label": label, "split_by": split_by, "batch": batch}
     with console(as_json=json) as to:
-        from cellray.evaluation.leaderboard import leaderboard as run
+        from cellray.evaluation import leaderboard as boards
         from cellray.evaluation.suite import Suite
 
-        board = run(
-            names or (),
-            atlas=atlas,
-            suite=Suite.load(suite),
-            given={name: value for name, value in given.items() if value is not None},
-            metrics=metric or (),
-            max_cells=max_cells,
-            out=out,
-            progress=to.progress,
-            tell=to.say,
-        )
+        asked: dict[str, Any] = {
+            "atlas": atlas,
+            "suite": Suite.load(suite),
+            "given": {name: value for name, value in given.items() if value is not None},
+            "metrics": metric or (),
+            "max_cells": max_cells,
+            "out": out,
+        }
+        if dry_run:
+            planned = boards.dry_run(names or (), **asked)
+            to.answer(planned, answers_plans.dry_text(planned))
+            return
+        board = boards.leaderboard(names or (), **asked, progress=to.progress, tell=to.say)
         to.answer(board.document(), answers_models.board_text(board))
 
 

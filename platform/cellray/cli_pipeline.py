@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cellray import answers_models
+from cellray import answers_plans
 from cellray.cli_verbs import DryRun, Json, examples
 from cellray.console import console
 
@@ -50,9 +50,9 @@ def pipeline(
 
         if dry_run:
             document = run.dry_run(file, start=start)
-            to.answer(document, answers_models.pipeline_plan_text(document))
+            to.answer(document, answers_plans.pipeline_plan_text(document))
         else:
             outcome = run.run_pipeline(file, start=start, progress=to.progress, say=to.say)
-            to.answer(outcome.document(), answers_models.pipeline_text(outcome.document()))
+            to.answer(outcome.document(), answers_plans.pipeline_text(outcome.document()))
     if outcome is not None and outcome.gates_failed:
         raise typer.Exit(FAILED_GATE)

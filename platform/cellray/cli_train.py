@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
-from cellray import answers
+from cellray import answers, answers_plans
 from cellray.cli_verbs import (
     ATLAS,
     Changes,
+    DryRun,
     Json,
     RecipeFile,
     Workers,
@@ -31,6 +32,10 @@ Experiment = Annotated[str | None, typer.Option(help="MLflow experiment of the r
 Storage = Annotated[
     str | None, typer.Option(help="Where checkpoints go: a folder or s3:// that all nodes reach.")
 ]
+
+DRY_RESUME = CellrayError(
+    "--dry-run is for what is new, and --resume goes on with something", "leave one of them out"
+)
 
 train_verbs = typer.Typer()
 
@@ -64,10 +69,7 @@ def pretrain(
             help="Go on with a run that ended before its time, from its last checkpoint.",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what a run takes and whether it fits; start nothing."),
-    ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Pre-train an encoder and register it.
@@ -84,10 +86,7 @@ def pretrain(
             from cellray.train.limits import dry_run as budget_of
 
             if resume is not None:
-                raise CellrayError(
-                    "--dry-run is for a new run, and --resume goes on with one",
-                    "leave one of them out",
-                )
+                raise DRY_RESUME
             wanted = recipe_of(recipe, chosen, num_workers)
             document = budget_of(wanted, needed("--atlas", atlas), storage).document()
             to.answer(document, answers.budget_text(document))
@@ -128,6 +127,8 @@ def pretrain(
         "cellray sweep --recipe configs/sweep/masked.yaml --atlas plates.zarr --name plates",
         "cellray sweep --recipe configs/sweep/contrastive.yaml --atlas s3://b/pbmc --name pbmc "
         "--label cell_type --trials 40",
+        "cellray sweep --recipe configs/sweep/masked.yaml --atlas plates.zarr --name plates "
+        "--dry-run",
         "cellray sweep --resume 4f1c9e2ab7d04d6f8a3b5c6d7e8f9a0b --trials 60",
     )
 )
@@ -164,6 +165,7 @@ def sweep(
         str | None,
         typer.Option(metavar="SWEEP", help="Go on with a sweep, from its id; with more budget."),
     ] = None,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Search for the best recipe, and register its model as @challenger.
@@ -175,6 +177,8 @@ def sweep(
         budget = {"trials": trials, "hours": hours, "cells": cells}
         given = {key: value for key, value in budget.items() if value is not None}
         if resume is not None:
+            if dry_run:
+                raise DRY_RESUME
             refuse_beside_resume(
                 {
                     "--recipe": recipe,
@@ -194,7 +198,7 @@ def sweep(
                 resume, budget=given, concurrent=concurrent, progress=to.progress, say=to.note
             )
         else:
-            from cellray.tuning.run import sweep as run
+            from cellray.tuning import run as sweeps
             from cellray.tuning.settings import Sweep
 
             chosen = [*(changes or ()), *([f"probe.label={label}"] if label is not None else [])]
@@ -205,10 +209,15 @@ def sweep(
                 budget=given,
                 concurrent=concurrent,
             )
-            ref = run(
+            where = needed("--atlas", atlas, "SWEEP"), needed("--name", name, "SWEEP")
+            if dry_run:
+                known = warm_start or ()
+                planned = sweeps.dry_run(wanted, *where, storage=storage, warm_start=known)
+                to.answer(planned, answers_plans.dry_text(planned))
+                return
+            ref = sweeps.sweep(
                 wanted,
-                needed("--atlas", atlas, "SWEEP"),
-                needed("--name", name, "SWEEP"),
+                *where,
                 experiment=experiment or "cellray",
                 storage=storage,
                 warm_start=warm_start or (),

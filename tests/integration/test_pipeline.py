@@ -1,15 +1,18 @@
 """A pipeline for real: counts to a promoted model, stopped, gone on with, and changed."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.integration.driver import history, start
 
 from cellray.atlas.simulate import Simulation, simulate
 from cellray.cli import main
+from cellray.pipeline.state import ATTEMPT
 from cellray.track.catalogue import show_model
-from cellray.track.store import client
+from cellray.track.store import client, tracking_uri
 
 RECIPE = {
     "encoder": {"name": "mlp", "widths": [32], "dim": 8, "dropout": 0.0},
@@ -17,6 +20,7 @@ RECIPE = {
     "data": {"batch_size": 64, "slab_batches": 2, "mix": 4, "validation": 0.15},
     "train": {"epochs": 2, "checkpoint_every": 5},
 }
+TRAINING = {"epochs": 40, "log_every": 1, "checkpoint_every": 5}
 SUITE = {
     "tasks": {"annotation": {"splits": 2}},
     "gates": {"annotation/model/knn/macro_f1": {"min": 0.01}},
@@ -125,3 +129,50 @@ def test_a_pipeline_is_run_stopped_gone_on_with_and_changed(folder, ray_local, c
     # --from does steps again, though they are done.
     document, _ = run(capfd, "--from", "promote")
     assert [*done(document).values()] == ["before", "before", "before", "now"]
+
+
+def until_trained(driver, step, seconds=400):
+    """Wait until MLflow knows a step of the pre-training, and give its run's id."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for one in trainings() if Path(".cellray/mlflow.db").exists() else []:
+            if (known := history(client(), one.info.run_id)) and known[-1][0] >= step:
+                return one.info.run_id
+        assert driver.process.poll() is None, driver.said()
+        time.sleep(0.1)
+    raise AssertionError(f"step {step} was not reached: {driver.said()}")
+
+
+def trainings():
+    api = client()
+    known = api.get_experiment_by_name("cellray")
+    found = api.search_runs([known.experiment_id]) if known else []
+    return [one for one in found if ATTEMPT in one.data.tags and "task" not in one.data.tags]
+
+
+@pytest.mark.slow
+def test_a_pipeline_killed_in_pre_training_goes_on_there(folder):
+    put(folder, "files/recipe.yaml", RECIPE | {"train": TRAINING})
+    driver = start(folder, "files/cells.yaml", store=tracking_uri(), verb="pipeline")
+    run_id = until_trained(driver, 7)
+    driver.kill()
+    (pipeline,) = runs_of("pipeline")
+    atlas = Path("cells.zarr/zarr.json").stat().st_mtime_ns
+    known = history(client(), run_id)[-1][0]
+    assert known < TRAINING["epochs"] * 7, "it had trained to its end"
+
+    again = start(folder, "files/cells.yaml", "--json", store=tracking_uri(), verb="pipeline")
+    assert again.ended(500) == 0, again.said()
+    assert "ingest     done before" in again.said()
+    assert f"run {run_id} had begun, and goes on" in again.said()
+    assert Path("cells.zarr/zarr.json").stat().st_mtime_ns == atlas
+    (training,) = trainings()
+    assert training.info.run_id == run_id
+    assert training.info.status == "FINISHED"
+    steps = [step for step, _ in history(client(), run_id)]
+    assert steps == [*range(1, len(steps) + 1)]
+    (version,) = show_model("cells")["versions"]
+    assert version["run_id"] == run_id
+    assert version["aliases"] == ["champion"]
+    (ended,) = runs_of("pipeline")
+    assert (ended.info.run_id, ended.info.status) == (pipeline.info.run_id, "FINISHED")

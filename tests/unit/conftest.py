@@ -1,5 +1,6 @@
 """A fresh SQLite store in a working folder of its own; cells for tasks and their reports."""
 
+import json
 import shutil
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
+from cellray.cli import main
 from cellray.tasks.task import Embeddings
 from cellray.track.store import client
 
@@ -57,3 +59,24 @@ def make_cells(n_cells=420, n_types=4, *, seed=0):
 @pytest.fixture(scope="session")
 def cells():
     return make_cells()
+
+
+@pytest.fixture
+def dry(capfd):
+    """Run a command dry, by a command line; nothing may change in the working folder."""
+
+    def dry(folder, *words, status=0):
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        assert main([*map(str, words), "--dry-run", "--json"]) == status
+        document = json.loads(capfd.readouterr().out)
+        assert main([*map(str, words), "--dry-run"]) == status
+        assert ("nothing was" in capfd.readouterr().out) == (status == 0)
+        # SQLite touches its file when it is read.
+        after = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        assert {p for p in after if "mlflow.db" not in p.name} == {
+            p for p in before if "mlflow.db" not in p.name
+        }
+        assert all(after[p] == before[p] for p in before if p.is_file() and p.suffix != ".db")
+        return document
+
+    return dry

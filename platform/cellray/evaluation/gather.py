@@ -173,20 +173,8 @@ def gather(
     """
     columns = list(dict.fromkeys(name for spec in specs for name in spec.columns))
     matrices = list(dict.fromkeys(spec.matrix for spec in specs if spec.matrix is not None))
-    atlas.obs(columns)
-    for path in matrices:
-        atlas.require_matrix(path)
-    learner = resolved.learner
+    named, references = name_atlases(resolved.learner, atlas, specs)
     sources = list(dict.fromkeys(Source.of(spec) for spec in specs))
-    named = {one.orthologs: name_genes(atlas, learner, one.orthologs) for one in sources}
-    references = {
-        one.reference: name_genes(Atlas.open(one.reference), learner, None)
-        for one in sources
-        if one.reference is not None
-    }
-    for spec in specs:
-        if spec.reference is not None and spec.label is not None:
-            references[spec.reference].atlas.obs([spec.label])
     learners, digests = _models(resolved, champion)
     scored = {}
     for orthologs, seed in dict.fromkeys((one.orthologs, one.seed) for one in sources):
@@ -206,6 +194,37 @@ def gather(
         other = None if one.reference is None else others[one.reference, one.seed]
         found[one] = replace(own, embeddings=replace(own.embeddings, reference=other))
     return found
+
+
+def name_atlases(
+    learner: Learner, atlas: Atlas, specs: Sequence[Spec]
+) -> tuple[dict[str | None, Named], dict[str, Named]]:
+    """Name the genes of the atlases that specs are about, and see that these hold what specs name.
+
+    Returns
+    -------
+    scored : dict
+        The scored atlas, by the table of orthologs that names its genes.
+    references : dict
+        The atlases that specs refer to, by URL.
+
+    Raises
+    ------
+    CellrayError
+        No such column, matrix or atlas, or too few genes in common.
+    """
+    atlas.obs(list(dict.fromkeys(name for spec in specs for name in spec.columns)))
+    for spec in specs:
+        if spec.matrix is not None:
+            atlas.require_matrix(spec.matrix)
+    urls = dict.fromkeys(spec.reference for spec in specs if spec.reference is not None)
+    tables = dict.fromkeys(spec.orthologs for spec in specs)
+    scored = {table: name_genes(atlas, learner, table) for table in tables}
+    references = {url: name_genes(Atlas.open(url), learner, None) for url in urls}
+    for spec in specs:
+        if spec.reference is not None and spec.label is not None:
+            references[spec.reference].atlas.obs([spec.label])
+    return scored, references
 
 
 def _models(

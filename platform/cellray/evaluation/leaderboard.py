@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,12 +13,13 @@ import torch
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.types import Progress, Rows
+from cellray.evaluation.asked import MAX_CELLS
 from cellray.evaluation.board_page import render_board
 from cellray.evaluation.export import check_folder
 from cellray.evaluation.gates import protocols, stored_by
 from cellray.evaluation.gather import choose_cells, name_genes
 from cellray.evaluation.report import write_files
-from cellray.evaluation.run import MAX_CELLS, evaluate_suite
+from cellray.evaluation.run import evaluate_suite
 from cellray.evaluation.standing import Board, Cost, Row, ranked, score_of
 from cellray.evaluation.suite import Suite
 from cellray.feed.session import ray_session
@@ -45,7 +46,11 @@ class _Asked:
     atlas: Atlas
     wanted: Mapping[str, Protocol]
     max_cells: int
-    timed: Rows = field(repr=False)
+
+    @property
+    def seed(self) -> int:
+        """By which cells are chosen."""
+        return next(spec.seed for _, spec in self.entries.values())
 
 
 def leaderboard(
@@ -95,6 +100,73 @@ def leaderboard(
         No such model, an atlas or column that cannot be used, a metric that no task gives. What
         keeps one version from being evaluated stands in its row.
     """
+    asked, versions, folder = _ask(names, atlas, suite, given, max_cells, out)
+    timed = asked.atlas.read_cells(choose_cells(asked.atlas, TIMED_CELLS, asked.seed))
+    costed = []
+    for number, (name, version) in enumerate(versions, 1):  # while nothing else goes on here
+        costed.append(_costed(asked, timed, name, version, tell))
+        if progress is not None:
+            progress("time", number, len(versions))
+    with ExitStack() as session:
+        found = [_evaluated(asked, row, session, progress, tell) for row in costed]
+    shown = _shown(suite, metrics, [evaluations for _, evaluations in found])
+    board = Board(
+        atlas=asked.atlas.url,
+        atlas_digest=asked.atlas.digest,
+        tasks={name: task for name, (task, _) in asked.entries.items()},
+        given=dict(given),
+        max_cells=max_cells,
+        metrics=shown,
+        rows=ranked([_scored(row, evaluations, shown) for row, evaluations in found], shown),
+        threads=torch.get_num_threads(),
+        timed_cells=len(timed),
+        folder=folder,
+    )
+    write_files({"leaderboard.html": render_board(board), "leaderboard.json": board.json()}, folder)
+    return board
+
+
+def dry_run(
+    names: Sequence[str] = (),
+    *,
+    atlas: str,
+    suite: Suite,
+    given: Mapping[str, Any] = MappingProxyType({}),
+    metrics: Sequence[str] = (),
+    max_cells: int = MAX_CELLS,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Say which versions `leaderboard` would evaluate; nothing is started or written.
+
+    Raises
+    ------
+    CellrayError
+        What it refuses before it times a version, or a metric that no stored evaluation has.
+    """
+    asked, versions, folder = _ask(names, atlas, suite, given, max_cells, out)
+    stored = {one["uri"]: stored_by(one["uri"], asked.wanted) for _, one in versions}
+    shown = _shown(suite, metrics, [*stored.values()])
+    missing = {uri: [n for n in asked.entries if n not in has] for uri, has in stored.items()}
+    return {
+        "atlas": asked.atlas.url,
+        "tasks": {name: task for name, (task, _) in asked.entries.items()},
+        "cells_scored": min(max_cells, asked.atlas.n_cells),
+        "versions": len(versions),
+        "would_evaluate": {uri: " and ".join(lacks) for uri, lacks in missing.items() if lacks},
+        "metrics": shown,
+        "out": str(folder),
+    }
+
+
+def _ask(
+    names: Sequence[str],
+    atlas: str,
+    suite: Suite,
+    given: Mapping[str, Any],
+    max_cells: int,
+    out: str | Path | None,
+) -> tuple[_Asked, list[tuple[str, dict[str, Any]]], Path]:
+    """Check what is asked; give that, the versions by their models, and the folder."""
     entries = suite.specs(given)
     specs = [spec for _, spec in entries.values()]
     opened = Atlas.open(atlas)
@@ -105,41 +177,16 @@ def leaderboard(
     versions = [(name, one) for name in chosen for one in show_model(name)["versions"]]
     if not versions:
         raise CellrayError("no model is registered", "make one with 'cellray pretrain'")
-    asked = _Asked(
-        suite,
-        entries,
-        given,
-        opened,
-        protocols(entries, opened.digest, max_cells),
-        max_cells,
-        opened.read_cells(choose_cells(opened, TIMED_CELLS, specs[0].seed)),
-    )
-    costed = []
-    for number, (name, version) in enumerate(versions, 1):  # while nothing else goes on here
-        costed.append(_costed(asked, name, version, tell))
-        if progress is not None:
-            progress("time", number, len(versions))
-    with ExitStack() as session:
-        found = [_evaluated(asked, row, session, progress, tell) for row in costed]
-    shown = _shown(suite, metrics, [evaluations for _, evaluations in found])
-    board = Board(
-        atlas=opened.url,
-        atlas_digest=opened.digest,
-        tasks={name: task for name, (task, _) in entries.items()},
-        given=dict(given),
-        max_cells=max_cells,
-        metrics=shown,
-        rows=ranked([_scored(row, evaluations, shown) for row, evaluations in found], shown),
-        threads=torch.get_num_threads(),
-        timed_cells=len(asked.timed),
-        folder=folder,
-    )
-    write_files({"leaderboard.html": render_board(board), "leaderboard.json": board.json()}, folder)
-    return board
+    wanted = protocols(entries, opened.digest, max_cells)
+    return _Asked(suite, entries, given, opened, wanted, max_cells), versions, folder
 
 
 def _costed(
-    asked: _Asked, name: str, version: Mapping[str, Any], tell: Callable[[str], None]
+    asked: _Asked,
+    timed: Rows,
+    name: str,
+    version: Mapping[str, Any],
+    tell: Callable[[str], None],
 ) -> Row:
     """Begin a version's row: what it is, and what it costs or why that cannot be told."""
     row = Row(
@@ -151,7 +198,7 @@ def _costed(
         encoder=version["tags"].get("encoder"),
     )
     try:
-        return replace(row, cost=_cost(asked, resolve(row.uri)))
+        return replace(row, cost=_cost(asked, timed, resolve(row.uri)))
     except CellrayError as error:
         tell(f"{row.uri}: {error.what}")
         return replace(row, reason=error.what)
@@ -185,7 +232,7 @@ def _evaluated(
     return row, {name: stored[name] for name in asked.entries}
 
 
-def _cost(asked: _Asked, resolved: Resolved) -> Cost:
+def _cost(asked: _Asked, timed: Rows, resolved: Resolved) -> Cost:
     """Count what a version's training took, and time its embedding."""
     learner = resolved.learner
     orthologs = next((spec.orthologs for _, spec in asked.entries.values() if spec.orthologs), None)
@@ -193,12 +240,12 @@ def _cost(asked: _Asked, resolved: Resolved) -> Cost:
     seconds = []
     for _ in range(TIMES):
         began = time.perf_counter()
-        embed_rows(learner, asked.timed, columns)
+        embed_rows(learner, timed, columns)
         seconds.append(time.perf_counter() - began)
     steps = resolved.facts.get("metrics", {}).get("best_step")
     return Cost(
         parameters=sum(p.numel() for p in learner.encoder.parameters()),
-        cells_per_s=len(asked.timed) / min(seconds),
+        cells_per_s=len(timed) / min(seconds),
         training_cells=None if steps is None else int(steps) * learner.recipe.data.batch_size,
         training_seconds=_training_seconds(resolved.run_id),
     )

@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from cellray.atlas.store import Atlas
 from cellray.core.types import Progress
-from cellray.evaluation.export import check_folder
-from cellray.evaluation.facts import facts_of, params_of, reader_notes
+from cellray.evaluation.asked import MAX_CELLS, Asked
+from cellray.evaluation.facts import facts_of, reader_notes
 from cellray.evaluation.gather import Scored, Source, gather
 from cellray.evaluation.leak import Seen, seen_cells
 from cellray.evaluation.report import render, report_files, write_files
@@ -22,10 +22,7 @@ from cellray.evaluation.suite import Suite
 from cellray.feed.session import ray_session
 from cellray.tasks.table import find_task
 from cellray.tasks.task import Embeddings, Report, Spec
-from cellray.track.models import Resolved, champion_of, log_evaluation, resolve
-
-MAX_CELLS = 50_000
-"""Cells that are scored at most: PCA and kNN hold them in memory."""
+from cellray.track.models import Resolved, log_evaluation
 
 COMPARED = "against_champion"
 """A task's table of differences from the champion."""
@@ -150,19 +147,9 @@ def evaluate_suite(
         An unknown task, model or column, an atlas that cannot be used, no gene in common, or
         what a task refuses.
     """
-    entries = suite.specs(given)
-    specs = [spec for _, spec in entries.values()]
-    opened = Atlas.open(atlas)
-    for name in (name for spec in specs for name in spec.columns):
-        opened.require_column(name)
-    params = {name: params_of(spec, max_cells) for name, (_, spec) in entries.items()}
-    resolved = resolve(model)
-    champion = champion_of(resolved)
-    folder = Path(
-        out or f".cellray/reports/{resolved.name}-v{resolved.version}-{'-'.join(entries)}"
-    )
-    folder = folder.expanduser().absolute()
-    check_folder(folder)
+    asked = Asked.of(model, atlas, suite, given=given, max_cells=max_cells, out=out)
+    resolved, champion, opened = asked.resolved, asked.champion, asked.atlas
+    entries, specs, params, folder = asked.entries, asked.specs, asked.params, asked.folder
     scored = gather(resolved, champion, opened, specs, max_cells=max_cells, progress=progress)
     columns = list(dict.fromkeys(spec.split_by for spec in specs if spec.split_by is not None))
     seen: dict[int, dict[str, Seen]] = {}

@@ -13,6 +13,7 @@ import pandas as pd
 from cellray.atlas.store import Atlas
 from cellray.cluster.address import ClusterError
 from cellray.core.errors import CellrayError
+from cellray.evaluation.asked import MAX_CELLS
 from cellray.evaluation.gates import (
     CHAMPION,
     champion_evaluations,
@@ -20,7 +21,6 @@ from cellray.evaluation.gates import (
     newest,
     protocols,
 )
-from cellray.evaluation.run import MAX_CELLS
 from cellray.evaluation.submit import Done, Runner, runner
 from cellray.evaluation.suite import Suite
 from cellray.track.catalogue import aliases_of, find_model, find_version, show_model

@@ -13,7 +13,7 @@ from cellray.core.parts import reason
 from cellray.core.recipe import Recipe, dotted_keys
 from cellray.core.sections import Section
 from cellray.core.settings import read_yaml, set_key
-from cellray.evaluation.run import MAX_CELLS
+from cellray.evaluation.asked import MAX_CELLS
 from cellray.evaluation.suite import Suite
 from cellray.tasks.task import Spec
 from cellray.track.models import check_name

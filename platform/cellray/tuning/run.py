@@ -3,19 +3,22 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
-from cellray.atlas.storage import check_writable
+from cellray.atlas.storage import check_writable, is_remote
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
+from cellray.evaluation.export import check_folder
 from cellray.feed.session import ray_session
 from cellray.track import models, runs
 from cellray.track.outbox import Outbox
 from cellray.track.store import tracking_uri
+from cellray.train.budget import Budget
 from cellray.train.launch import DRIVER, driver
 from cellray.train.limits import checked_budget
 from cellray.train.run import DELIVERY_SECONDS
@@ -33,6 +36,7 @@ from cellray.tuning.launch import (
 from cellray.tuning.result import SweepRef, best_trial, registered
 from cellray.tuning.search import QUEUED, choose_sampler, open_study, study_errors
 from cellray.tuning.settings import Sweep
+from cellray.tuning.space import searched
 from cellray.tuning.study import StudyFile
 from cellray.tuning.trial import Job
 from cellray.tuning.tuner import needs_dashboard, run_trials, shared_tracking
@@ -171,8 +175,48 @@ def shown_params(wanted: Sweep) -> dict[str, str]:
     return {key: str(value) for key, value in flat.items()} | {"metric": ", ".join(wanted.metrics)}
 
 
-def _check(wanted: Sweep, atlas: Atlas, storage: str) -> None:
-    """Refuse before the first trial what would fail in all of them."""
+def dry_run(
+    wanted: Sweep,
+    atlas: str,
+    name: str,
+    *,
+    storage: str | None = None,
+    warm_start: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Say what `sweep` would search, and what a trial takes; nothing is started or written.
+
+    Raises
+    ------
+    CellrayError
+        What it refuses before its first trial.
+    """
+    models.check_name(name)
+    opened = Atlas.open(atlas)
+    where = run_storage(storage)
+    if not is_remote(where):
+        check_folder(Path(where))
+    trial = _check(wanted, opened, where).document()
+    earlier = [earlier_trials(one, find_sweep(one), wanted, opened.digest) for one in warm_start]
+    settings = wanted.settings
+    at_most = settings.budget.trials
+    return {
+        "name": name,
+        "atlas": opened.url,
+        "searched": [*searched(wanted.space)],
+        "metric": wanted.measured,
+        **settings.budget.model_dump(),
+        "trials_known": sum(map(len, earlier)),
+        "concurrent": settings.concurrent,
+        "steps_of_a_trial": trial["steps"],
+        "steps": None if at_most is None else at_most * trial["steps"],
+        "bytes_of_memory_of_a_trial": trial["memory"]["host"],
+        "bytes_read_at_most": None if at_most is None else at_most * trial["read"],
+        "storage": where,
+    }
+
+
+def _check(wanted: Sweep, atlas: Atlas, storage: str) -> Budget:
+    """Refuse before the first trial what would fail in all of them; give what one takes."""
     example = wanted.example
     setup = prepare(example, atlas)
     if "validation_loss" in wanted.metrics and not len(setup.validation_cells):
@@ -191,7 +235,7 @@ def _check(wanted: Sweep, atlas: Atlas, storage: str) -> None:
             "search.storage holds a password, which MLflow would show",
             "leave it out of the URL, and give it by the database's own means, such as PGPASSFILE",
         )
-    checked_budget(example, atlas, setup, storage)
+    return checked_budget(example, atlas, setup, storage)
 
 
 def _holds_password(url: str) -> bool:
