@@ -224,7 +224,7 @@ def _values(part: Part, name: str, rows: NDArray[np.int64], kind: pa.DataType) -
         return pa.nulls(len(rows), kind)
     values = part.column(name, rows)
     if part.is_categorical(name):
-        words = pa.array(part.categories(name).astype(str).tolist(), pa.string())
+        words = pa.array([*map(str, part.categories(name).astype(object))], pa.string())
         codes = pa.array(values.astype(np.int32), mask=values < 0)
         return pa.DictionaryArray.from_arrays(codes, words)
     plain = pa.array(values if values.dtype.kind in "biuf" else values.astype(object).tolist())
