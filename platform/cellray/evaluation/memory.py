@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix
 
 from cellray.atlas.naming import chosen_names, named_table
 from cellray.core.errors import CellrayError, suggest
+from cellray.core.types import Progress
 from cellray.evaluation.embed import diverged
 from cellray.learn.embed import embed_rows, gene_columns, matched_share, rows_of
 from cellray.learn.learner import Learner
@@ -31,6 +32,7 @@ def embed_anndata(
     layer: str | None = None,
     gene_names: str = "index",
     batch: int = 1024,
+    progress: Progress | None = None,
 ) -> tuple[NDArray[np.float32], float]:
     """Embed the cells of an AnnData into ``obsm[key]``.
 
@@ -49,6 +51,8 @@ def embed_anndata(
         What names the genes: ``"index"``, ``"ids"``, ``"symbols"`` or a column of var.
     batch
         Cells that are embedded at a time.
+    progress
+        Called with ("embed", cells, all cells).
 
     Returns
     -------
@@ -73,6 +77,8 @@ def embed_anndata(
             counts: csr_matrix[Any] = csr_matrix(matrix[start : start + ROWS])
             rows = rows_of(counts)
             parts.append(embed_rows(learner, rows, columns, batch=batch, device=device))
+            if progress is not None:
+                progress("embed", min(start + ROWS, adata.n_obs), adata.n_obs)
     finally:
         learner.to("cpu")
     z_ND = np.concatenate(parts)

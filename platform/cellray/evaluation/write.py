@@ -184,7 +184,13 @@ def embed(
             )
         resolved = resolve(model) if isinstance(model, str) else model
         z_ND, share = embed_anndata(
-            resolved.learner, data, key=key, layer=layer, gene_names=gene_names, batch=batch
+            resolved.learner,
+            data,
+            key=key,
+            layer=layer,
+            gene_names=gene_names,
+            batch=batch,
+            progress=progress,
         )
         cells, dim = z_ND.shape
         return Embedded(resolved.uri, cells, dim, share, f"obsm[{key!r}]")
