@@ -20,17 +20,18 @@ RECIPE = {
     "data": {"batch_size": 64, "slab_batches": 2, "mix": 4, "validation": 0.15},
     "train": {"epochs": 2, "checkpoint_every": 5},
 }
+METRIC = "model/probe_0.5/macro_f1"
 TRAINING = {"epochs": 40, "log_every": 1, "checkpoint_every": 5}
 SUITE = {
-    "tasks": {"annotation": {"splits": 2}},
-    "gates": {"annotation/model/knn/macro_f1": {"min": 0.01}},
+    "tasks": {"transfer": {"splits": 1}},
+    "gates": {f"transfer/{METRIC}": {"min": 0.01}},
 }
 FILE = {
     "name": "cells",
     "ingest": {"sources": ["cells.h5ad"], "out": "cells.zarr", "memory": 1.0},
     "pretrain": {"recipe": "recipe.yaml"},
     "evaluate": {"suite": "suite.yaml", "label": "cell_type", "max_cells": 300},
-    "promote": {"if_better": "model/knn/macro_f1"},
+    "promote": {"if_better": METRIC},
 }
 
 
@@ -94,7 +95,7 @@ def test_a_pipeline_is_run_stopped_gone_on_with_and_changed(folder, ray_local, c
     (version,) = show_model("cells")["versions"]
     assert version["aliases"] == ["champion"]
     assert version["run_id"] == first["run_id"] == document["steps"]["pretrain"]["run_id"]
-    evaluations = runs_of("annotation")
+    evaluations = runs_of("transfer")
     assert document["run_id"] in {one.data.tags["mlflow.parentRunId"] for one in evaluations}
     assert "ingest     done before" in said
 
@@ -102,12 +103,12 @@ def test_a_pipeline_is_run_stopped_gone_on_with_and_changed(folder, ray_local, c
     again, _ = run(capfd)
     assert set(done(again).values()) == {"before"}
     assert again["run_id"] == document["run_id"]
-    assert len(runs_of("annotation")) == len(evaluations)
+    assert len(runs_of("transfer")) == len(evaluations)
 
     # Another seed is another model, held to a gate that none passes.
     changed = FILE | {"pretrain": FILE["pretrain"] | {"changes": {"seed": 7}}}
     put(folder, "files/cells.yaml", changed)
-    strict = {"annotation/model/knn/macro_f1": {"min": 1.01}}
+    strict = {f"transfer/{METRIC}": {"min": 1.01}}
     put(folder, "files/suite.yaml", SUITE | {"gates": strict})
     document, _ = run(capfd, status=3)
     assert done(document)["ingest"] == "before"
@@ -120,8 +121,7 @@ def test_a_pipeline_is_run_stopped_gone_on_with_and_changed(folder, ray_local, c
     document, _ = run(capfd)
     assert done(document)["evaluate"] == "before"
     second, first = show_model("cells")["versions"]
-    metric = "model/knn/macro_f1"
-    better = second["metrics"][metric] > first["metrics"][metric]
+    better = second["metrics"][METRIC] > first["metrics"][METRIC]
     assert document["promoted"] == better
     assert second["aliases"] == (["champion"] if better else [])
     assert better or "is not better than" in document["steps"]["promote"]["why"]
