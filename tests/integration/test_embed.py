@@ -169,6 +169,7 @@ def test_many_files_hold_the_same_in_stored_order(z, model, atlas, original, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["z.parquet"]
 
 
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_new_atlas_is_the_atlas_with_the_embeddings(z, model, atlas, tmp_path, workers):
     out = tmp_path / "new.zarr"
