@@ -206,11 +206,11 @@ def test_a_job_that_lacks_a_module_says_which_and_how_to_bring_it(place):
 
 
 @pytest.mark.slow
-def test_fifty_jobs_in_a_queue_end_in_order(place, tmp_path, monkeypatch):
+def test_fifty_jobs_in_a_queue_end_in_order(place, tmp_path):
     """Two at a time, as the cluster has two CPUs and each job asks for one."""
-    for name, value in place.cluster.env.items():
-        monkeypatch.setenv(name, value)
-    jobs = Jobs(Address(place.cluster.dashboard, "test"))
+    token = Path(place.cluster.env["RAY_AUTH_TOKEN_PATH"]).read_text()
+    headers = {"Authorization": f"Bearer {token}"}
+    jobs = Jobs(Address(place.cluster.dashboard, "test", headers))
     shipment = Shipment(tmp_path)
     shipment.add_code()
     env = {"MLFLOW_TRACKING_URI": place.mlflow}
