@@ -25,7 +25,7 @@ GAP = "&emsp;"
 LITERAL = str.maketrans({"`": "'", "|": r"\|"})
 T = TypeVar("T")
 
-MARK = "<!-- cellray writes what follows anew; what stands above this line is kept -->"
+MARK = "<!-- cellray writes what stands above anew; what stands below this line is kept -->"
 LENGTH = 5000
 """Characters of a description that every database of MLflow's keeps."""
 
@@ -93,7 +93,7 @@ def note_run(api: MlflowClient, run_id: str, version: ModelVersion) -> None:
     run = api.get_run(run_id)
     made = f"Trained {_version_link(version.name, version.version)}."
     tag_run(
-        api, run_id, {NOTE: _below(run.data.tags.get(NOTE), made + _picture(run_id, run.data.tags))}
+        api, run_id, {NOTE: _above(run.data.tags.get(NOTE), made + _picture(run_id, run.data.tags))}
     )
 
 
@@ -129,7 +129,7 @@ def _version_card(api: MlflowClient, version: ModelVersion) -> str:
     link = _run_link(run.info.run_name, run.info.experiment_id, run.info.run_id)
     head = _facts(version.tags, metrics, link) + _picture(run.info.run_id, run.data.tags)
     shown = range(min(SHOWN, len(found)), -1, -1)
-    return _below(version.description, *(head + _evaluations(found, count) for count in shown))
+    return _above(version.description, *(head + _evaluations(found, count) for count in shown))
 
 
 def _model_card(api: MlflowClient, name: str) -> tuple[str, dict[str, str]]:
@@ -160,7 +160,7 @@ and a whole atlas by
 ```
 cellray embed {uri} --atlas URL --out FILE.h5ad
 ```{picture}"""
-    return _below(old, text), searched(newest.tags)
+    return _above(old, text), searched(newest.tags)
 
 
 def _training(api: MlflowClient, version: ModelVersion) -> Run:
@@ -186,7 +186,9 @@ def _facts(tags: Mapping[str, str], metrics: Mapping[str, float], run: str) -> s
         "commit": _code(tags.get("git_commit", "")),
         "trained by": run,
     }
-    return _table((GAP, GAP), [(name, value) for name, value in rows.items() if value])
+    cells = f" on {numbers['cells']} cells" if "cells" in numbers else ""
+    head = f"{tags['encoder']} encoder, pre-trained by {tags['objective']}{cells}.\n\n"
+    return head + _table((GAP, GAP), [(name, value) for name, value in rows.items() if value])
 
 
 def _evaluations(found: Sequence[Evaluation], count: int) -> str:
@@ -215,11 +217,14 @@ def _evaluations(found: Sequence[Evaluation], count: int) -> str:
     return f"\n\n### Evaluations\n\n{_table(heads, rows)}{more}{picture}"
 
 
-def _below(old: str | None, *texts: str) -> str:
-    """Keep what a person wrote, and put below it the first text that there is room for."""
-    above = (old or "").partition(MARK)[0].rstrip()
-    whole = (f"{above}\n\n{MARK}\n\n{text}".lstrip() for text in texts)
-    return next((text for text in whole if len(text) <= LENGTH), above)
+def _above(old: str | None, *texts: str) -> str:
+    """Keep what a person wrote, and put above it the first text that there is room for.
+
+    Ours comes first, since lists of versions show how a description begins.
+    """
+    kept = (old or "").rpartition(MARK)[2].strip()
+    whole = (f"{text}\n\n{MARK}\n\n{kept}".rstrip() for text in texts)
+    return next((text for text in whole if len(text) <= LENGTH), kept)
 
 
 def _version_link(name: str, version: str | int) -> str:

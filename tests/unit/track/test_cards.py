@@ -84,7 +84,7 @@ def test_a_run_with_curves_has_a_picture(learner, run_id, tmp_path):
     assert shown in card()
     assert shown in client().get_registered_model("pbmc").description
     note = client().get_run(run_id).data.tags[NOTE]
-    assert note.endswith(f"Trained [version 1 of pbmc](#/models/pbmc/versions/1).\n\n{shown}")
+    assert note.startswith(f"Trained [version 1 of pbmc](#/models/pbmc/versions/1).\n\n{shown}")
     drawn = client().download_artifacts(run_id, "curve.png", str(tmp_path))
     assert Path(drawn).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
@@ -98,8 +98,8 @@ def test_an_evaluation_and_its_version_lead_to_each_other(learner, run_id, artif
         f"`model/knn/macro_f1` 0.75&emsp; | [report]({page}/artifacts/report.html) |" in card()
     )
     shown = f"![](get-artifact?path=figures%2Fumap_label.svg&run_uuid={found})"
-    assert card().endswith(shown)
-    assert client().get_registered_model("pbmc").description.endswith(shown)
+    assert card().endswith(f"{shown}\n\n{MARK}")
+    assert client().get_registered_model("pbmc").description.endswith(f"{shown}\n\n{MARK}")
     note = client().get_run(found).data.tags[NOTE]
     assert "[version 1 of pbmc](#/models/pbmc/versions/1)" in note
     assert f"[training](#/experiments/1/runs/{run_id})" in note
@@ -134,14 +134,16 @@ def test_a_model_has_the_tags_of_its_newest_version(learner, run_id):
 
 def test_what_a_person_wrote_is_kept(learner, run_id):
     register(learner, run_id)
-    client().update_model_version("pbmc", "1", f"Ask Ada first.\n\n{card()}")
+    client().update_model_version("pbmc", "1", f"{card()}\n\nAsk Ada first.")
     client().update_registered_model("pbmc", "All of this is ours.")
     evaluate()
-    assert card().startswith(f"Ask Ada first.\n\n{MARK}\n\n| ")
+    assert card().startswith("mlp encoder, pre-trained by masked on 1,900 cells.\n\n| ")
+    assert card().endswith(f"\n\n{MARK}\n\nAsk Ada first.")
     assert card().count(MARK) == 1
     assert "annotation" in card()
     kept = client().get_registered_model("pbmc").description
-    assert kept.startswith(f"All of this is ours.\n\n{MARK}\n\nAn encoder")
+    assert kept.startswith("An encoder")
+    assert kept.endswith(f"\n\n{MARK}\n\nAll of this is ours.")
 
 
 def test_a_card_is_no_longer_than_a_database_keeps(learner, run_id):
