@@ -20,7 +20,6 @@ WORKERS = """
 import sys, time
 from pathlib import Path
 import ray
-from cellray.atlas.traffic import TRAFFIC
 from cellray.feed.meters import publish_traffic
 from cellray.train.gauges import GAUGES, PHASES, publish
 
@@ -37,6 +36,8 @@ class Worker:
         publish(known | seconds | {"cells": 256 + rank, "lr": 1.0}, run=self.run, rank=rank)
 
     def read(self, times):
+        from cellray.atlas.traffic import TRAFFIC  # this process's own
+
         for _ in range(times):
             TRAFFIC.add(requests=3, retries=1, bytes=4096)
             publish_traffic()
