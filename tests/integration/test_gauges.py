@@ -81,7 +81,7 @@ def samples(url):
     values, helps = {}, {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name.startswith("ray_cellray_") and sample.labels["run"] == RUN:
+            if sample.name.startswith("ray_cellray_") and sample.labels.get("run") == RUN:
                 tags = {key: sample.labels.get(key) for key in ("rank", "phase")}
                 values[(sample.name, tags["rank"], tags["phase"])] = sample.value
                 helps[sample.name] = family.documentation

@@ -24,4 +24,4 @@ class Traffic:
 
 
 TRAFFIC = Traffic()
-"""Of all reads of atlases' chunks and columns."""
+"""Of all reads of atlases' chunks."""
