@@ -104,7 +104,8 @@ def ray() -> Finding:
 
 def mlflow() -> Finding:
     """Reach the tracking store; one that would have to be made is not made."""
-    from cellray.track.store import client, scrub, sqlite_file, tracking_uri
+    from cellray.core.secrets import scrub
+    from cellray.track.store import client, sqlite_file, tracking_uri
 
     have, uri = f"MLflow {version('mlflow')}", tracking_uri()
     file = sqlite_file(uri)
@@ -131,7 +132,7 @@ def _server_version(uri: str) -> str | None:
     """Ask a tracking server for its version; None for a file, or where it is not told."""
     import requests
 
-    from cellray.track.store import HIDDEN, scrub
+    from cellray.core.secrets import HIDDEN, scrub
 
     if not uri.startswith(("http://", "https://")):
         return None
@@ -145,7 +146,7 @@ def _server_version(uri: str) -> str | None:
 
 def s3_credentials() -> Finding:
     """Say which credentials are in the environment, and whether the endpoint takes them."""
-    from cellray.track.store import scrub
+    from cellray.core.secrets import scrub
 
     key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
     given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -208,7 +209,7 @@ def s3_round_trip(url: str) -> Finding:
     import obstore
 
     from cellray.atlas.storage import is_remote, normalise, object_store, storage_errors
-    from cellray.track.store import scrub
+    from cellray.core.secrets import scrub
 
     if not is_remote(url):
         return Finding(

@@ -2,13 +2,11 @@
 
 import io
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from playwright.sync_api import sync_playwright
 from tests.unit.conftest import make_cells
 from tests.unit.evaluation.test_leaderboard import made_board
 from tests.unit.evaluation.test_report import FACTS
@@ -34,17 +32,6 @@ PROMISED = {
     "integration": {"scores", "umap_label", "umap_batch"},
     "transfer": {"few_labels"},
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("no chromium on the PATH")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 class Opened:

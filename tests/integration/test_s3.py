@@ -136,6 +136,7 @@ def test_wrong_credentials_are_named(s3, remote, source, monkeypatch):
 
 
 def test_a_server_that_does_not_answer_is_named(s3, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(CellrayError, match="AWS_ENDPOINT_URL"):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://ann:s3cret@127.0.0.1:9")
+    with pytest.raises(CellrayError, match="AWS_ENDPOINT_URL") as error:
         Atlas.open("s3://bucket/a")
+    assert "s3cret" not in str(error.value)

@@ -115,8 +115,8 @@ def test_a_job_outlives_its_client_and_registers_its_model(place):
         *("submit", "pretrain", "--recipe", "recipe.yaml", "--name", "plates"),
         *("--atlas", place.atlas, "--storage", f"s3://{place.bucket}/runs"),
     )
-    job = re.match(r"submitted (pretrain-plates-\d{8}-\d{6}-[0-9a-f]{4}) to ", out)[1]
-    assert re.search(r"shipped    \d+ files of code \(1\.\d+ MB\) from .*/cellray\n", out)
+    job = re.match(r"submitted (pretrain-plates-\d{8}-\d{6}-[0-9a-f]+) to ", out)[1]
+    assert re.search(r"shipped    \d+ files of code \([\d.]+ MB\) from .*/cellray\n", out)
     assert f"cellray jobs logs {job} --follow" in out
     assert f"{place.cluster.dashboard}/#/jobs/{job}" in out
     assert place.mlflow in out

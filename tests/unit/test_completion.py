@@ -125,7 +125,7 @@ def test_completing_loads_nothing_heavy_and_is_quick(plates):
     )
     seconds, *heavy = done.stdout.split()
     assert heavy == []
-    assert float(seconds) < 1
+    assert float(seconds) < 5
 
 
 def test_a_tab_in_a_real_bash_completes_a_model(plates):

@@ -28,6 +28,7 @@ from zarr.storage import ObjectStore as _ZarrStore
 
 from cellray.atlas.traffic import TRAFFIC
 from cellray.core.errors import CellrayError
+from cellray.core.secrets import scrub
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
@@ -189,7 +190,7 @@ def _denial(url: str, error: Exception) -> CellrayError | None:
 
 def _refusal(url: str, error: Exception) -> CellrayError | None:
     """Say what an object store answered, unless it is that something is not there."""
-    text = str(error)
+    text = scrub(str(error))  # AWS_ENDPOINT_URL may hold a password
     # A listing that is refused comes as a plain error with the server's answer in its text.
     answer = re.search(r"status code: (\d{3}[ \w]*)", text)
     status, said = (answer[1][:3], answer[1].strip()) if answer else ("", "")
@@ -282,7 +283,7 @@ def _fetch_remote(store: ObjectStore, path: str, start: int, end: int | None) ->
         except BaseError as error:
             if time.monotonic() - began > PATIENCE:
                 raise
-            why = str(error).splitlines()[0][:200]
+            why = scrub(str(error).splitlines()[0])[:200]
         TRAFFIC.add(retries=1)
         logger.warning("reading %s again in %.1f s: %s", path, pause, why)
         time.sleep(pause * random.uniform(0.5, 1))

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cellray.core.errors import CellrayError
-from cellray.track.store import scrub, tracking_uri
+from cellray.core.secrets import scrub
+from cellray.track.store import tracking_uri
 
 SECRET = re.compile(
     r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|PASS|KEY|CREDENTIALS?)(_|$)", re.IGNORECASE

@@ -14,8 +14,9 @@ import yaml
 
 from cellray.cluster.address import Address, ClusterError
 from cellray.cluster.settings import refuse_password
+from cellray.core.secrets import scrub
 from cellray.evaluation.suite import Suite
-from cellray.track.store import scrub, tracking_uri
+from cellray.track.store import tracking_uri
 
 TAIL = 8
 """Lines of what a failed evaluation has said that are shown."""

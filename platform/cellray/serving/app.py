@@ -23,11 +23,12 @@ from starlette.responses import JSONResponse, Response
 from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.core.ports import is_loopback
+from cellray.core.secrets import scrub
 from cellray.serving import gauges
 from cellray.serving.bodies import ARROW, JSON, RequestError, parse, taken, to_arrow
 from cellray.serving.model import Served
 from cellray.track.catalogue import version_of
-from cellray.track.store import scrub, tracking_uri
+from cellray.track.store import tracking_uri
 
 TOKEN = "CELLRAY_SERVE_TOKEN"
 TOKEN_LENGTH = 16

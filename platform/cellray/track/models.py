@@ -19,6 +19,7 @@ from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric
 from mlflow.exceptions import MlflowException
 
 from cellray.core.errors import CellrayError
+from cellray.core.secrets import scrub
 from cellray.learn.learner import Learner
 from cellray.track.cards import SCORE, note_evaluation, write_cards
 from cellray.track.catalogue import aliases_of, find_model, find_version
@@ -27,7 +28,7 @@ from cellray.track.folder import load_model, read_facts
 from cellray.track.pyfunc import check_flavour
 from cellray.track.register import check_name, register
 from cellray.track.runs import run
-from cellray.track.store import client, scrub, store_errors, tracking_uri
+from cellray.track.store import client, store_errors, tracking_uri
 
 __all__ = ["Resolved", "champion_of", "check_name", "log_evaluation", "register", "resolve"]
 

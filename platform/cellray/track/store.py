@@ -24,6 +24,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from cellray.core.errors import CellrayError
+from cellray.core.secrets import HIDDEN, scrub
 
 TIMEOUT = 5  # seconds; MLflow's own retries take minutes to give up
 QUIET = {
@@ -32,11 +33,6 @@ QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for eight small files is noise
 }
 MEND = "check the server and MLFLOW_TRACKING_URI, or unset it to use a file in this folder"
-HIDDEN = "***@"
-CREDENTIALS = re.compile(
-    r"//(?:[^\s/:@]*:(?!\d+[/?#])\S*"  # a password may hold / and @, but no host:port/ is one
-    r"|[^\s/?#]*)@"
-)
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -53,14 +49,6 @@ def is_made() -> bool:
     """Say whether there may be a store, without making one: only a file can be seen to lack."""
     file = sqlite_file(tracking_uri())
     return file is None or file.exists()
-
-
-def scrub(text: str) -> str:
-    """Replace what stands for a user and a password in every URI of a text by ``***``.
-
-    A URI that lacks its colon, as in ``postgresql//user:password@host``, is no less secret.
-    """
-    return CREDENTIALS.sub(f"//{HIDDEN}", text)
 
 
 def client(uri: str | None = None) -> MlflowClient:

@@ -17,11 +17,12 @@ from cellray.atlas.store import Atlas
 from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
+from cellray.core.secrets import scrub
 from cellray.core.sections import MODES
 from cellray.core.types import Progress
 from cellray.track import runs
 from cellray.track.outbox import Outbox
-from cellray.track.store import scrub, tracking_uri
+from cellray.track.store import tracking_uri
 from cellray.train.checkpoint import Stored
 from cellray.train.launch import Launch
 from cellray.train.ledger import Ledger

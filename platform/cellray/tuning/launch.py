@@ -14,9 +14,10 @@ from sqlalchemy.engine import make_url
 
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
+from cellray.core.secrets import scrub
 from cellray.core.settings import set_key
 from cellray.track import runs
-from cellray.track.store import client, scrub, store_errors
+from cellray.track.store import client, store_errors
 from cellray.train.launch import DRIVER, alive, open_unchanged
 from cellray.tuning.points import distribution, holds
 from cellray.tuning.search import EARLIER, study_errors

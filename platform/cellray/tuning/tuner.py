@@ -10,7 +10,8 @@ import ray
 from ray import tune
 
 from cellray.core.errors import CellrayError
-from cellray.track.store import scrub, tracking_uri
+from cellray.core.secrets import scrub
+from cellray.track.store import tracking_uri
 from cellray.train.fit import wants_gpu
 from cellray.tuning.groups import GroupKeeper
 from cellray.tuning.search import StudyScheduler, StudySearch

@@ -1,0 +1,20 @@
+import pytest
+
+from cellray.core.secrets import scrub
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://bob:s3cret@host:5000/a", "http://***@host:5000/a"),
+        ("postgresql//bob:s3cret@db", "postgresql//***@db"),
+        ("at 'mysql://bob:s3cret@db/x': no", "at 'mysql://***@db/x': no"),
+        ("one http://bob:s3cret@a two http://token@b", "one http://***@a two http://***@b"),
+        ("postgresql://bob:s3/cr@et@db/x", "postgresql://***@db/x"),
+        ("http://host:5000/models@champion", "http://host:5000/models@champion"),
+        ("s3://bucket/a@b and models:/m@champion", "s3://bucket/a@b and models:/m@champion"),
+        ("sqlite:////data/.cellray/mlflow.db", "sqlite:////data/.cellray/mlflow.db"),
+    ],
+)
+def test_scrub_hides_credentials_and_nothing_else(text, shown):
+    assert scrub(text) == shown
