@@ -154,7 +154,8 @@ def embedded_slabs(
     slabs = -(-atlas.n_cells // SLAB)
     return sequential_dataset(atlas, slab=SLAB).map_batches(
         _Embedder,
-        fn_constructor_args=(list(learners), columns, batch, bool(gpus)),
+        # By reference: Ray warns of large arguments, and would send them with every actor.
+        fn_constructor_args=(ray.put(list(learners)), columns, batch, bool(gpus)),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=min(size, slabs)),
@@ -184,7 +185,7 @@ class _Embedder:
     Parameters
     ----------
     learners
-        What to embed with.
+        What to embed with, in Ray's store.
     columns
         For each learner the model's column of each gene.
     batch
@@ -195,13 +196,13 @@ class _Embedder:
 
     def __init__(
         self,
-        learners: Sequence[Learner],
+        learners: "ray.ObjectRef[list[Learner]]",
         columns: Sequence[NDArray[np.int64]],
         batch: int,
         gpu: bool,  # noqa: FBT001 - Ray passes positional arguments
     ) -> None:
         self._device = "cuda" if gpu else "cpu"
-        self._learners = [learner.to(self._device) for learner in learners]
+        self._learners = [learner.to(self._device) for learner in ray.get(learners)]
         self._columns = columns
         self._batch = batch
 

@@ -187,6 +187,8 @@ class Pipeline:
         """Give what each step depends on, as a digest: what it is told, its files, those before.
 
         Sources count by name, size and time of their last change: they may be too large to read.
+        What is left at its default does not count, so that a new version of cellray, which knows
+        more settings, finds what an older one has done.
 
         Raises
         ------
@@ -194,16 +196,19 @@ class Pipeline:
             A source is not there.
         """
         told: dict[Step, Any] = {
-            "ingest": [list(map(_state_of, self.settings.ingest.sources))],
-            "pretrain": [self.recipe.model_dump(mode="json")],
-            "evaluate": [self.suite.model_dump(mode="json")],
-            "promote": [],
+            "ingest": list(map(_state_of, self.settings.ingest.sources)),
+            "pretrain": _plain(self.recipe),
+            "evaluate": _plain(self.suite),
+            "promote": None,
         }
         found: dict[Step, str] = {}
         before = self.settings.name
         for step in STEPS:
-            section = getattr(self.settings, step).model_dump(mode="json")
-            words = json.dumps([step, before, section, *told[step]], sort_keys=True)
+            section = _plain(getattr(self.settings, step))
+            section.pop("recipe", None)
+            section.pop("changes", None)
+            section.pop("suite", None)  # what they hold counts, and not how they are called
+            words = json.dumps([step, before, section, told[step]], sort_keys=True)
             found[step] = before = hashlib.sha256(words.encode()).hexdigest()
         return found
 
@@ -232,6 +237,10 @@ def _recipe(section: Pretrain, folder: Path) -> Recipe:
     for key, value in section.changes.items():
         set_key(values, key, value)
     return Recipe.of(values)
+
+
+def _plain(section: Section) -> dict[str, Any]:
+    return section.model_dump(mode="json", exclude_defaults=True)
 
 
 def _suite(file: str | None, folder: Path) -> tuple[Suite, str]:

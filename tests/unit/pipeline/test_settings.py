@@ -114,8 +114,10 @@ def test_what_the_files_hold_counts_and_not_how_they_are_called(write, store):
     before = Pipeline.load(write()).keys()
     assert changed(before, Pipeline.load(write()).keys()) == []
     recipe = store / "files" / "recipe.yaml"
-    recipe.write_text("# said again\ndata:\n  batch_size: 32\n")
+    recipe.write_text("# said again, with a default\nseed: 0\ndata:\n  batch_size: 32\n")
     assert changed(before, Pipeline.load(write()).keys()) == []
+    inline = {"pretrain__recipe": {"data": {"batch_size": 32}}}
+    assert changed(before, Pipeline.load(write(**inline)).keys()) == []
     recipe.write_text("data: {batch_size: 64}\n")
     assert changed(before, Pipeline.load(write()).keys()) == ["pretrain", "evaluate", "promote"]
 
