@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 
+from cellray.core.errors import CellrayError
 from cellray.core.ports import require_free
 
 HOST = "127.0.0.1"
@@ -25,6 +26,9 @@ SAME_SECONDS = 1.0
 
 GRACE_SECONDS = 8.0
 """How long processes may take to end by themselves before they are killed."""
+
+KILL_SECONDS = 10.0
+"""How long processes that are killed may take to be gone; one that waits for a disk may."""
 
 # The process waits until it is written down. If its starter dies before that, it reads the end of
 # the pipe and never becomes the server: none is left that nobody knows of.
@@ -132,7 +136,11 @@ def family(recorded: Iterable[Started], mark: str) -> list[psutil.Process]:
     return [process for process in found.values() if runs(process)]
 
 
-def end(find: Callable[[], Sequence[psutil.Process]], grace: float = GRACE_SECONDS) -> int:
+def end(
+    find: Callable[[], Sequence[psutil.Process]],
+    grace: float = GRACE_SECONDS,
+    patience: float = KILL_SECONDS,
+) -> int:
     """End processes: ask them to, and kill what has not ended after a while.
 
     Parameters
@@ -141,18 +149,30 @@ def end(find: Callable[[], Sequence[psutil.Process]], grace: float = GRACE_SECON
         Gives those that run. It is asked again until there are none: they may start others.
     grace
         Seconds until they are killed.
+    patience
+        Seconds from then until they are given up.
 
     Returns
     -------
     int
         How many there were.
+
+    Raises
+    ------
+    CellrayError
+        Some run on.
     """
     until = time.monotonic() + grace
     asked: set[psutil.Process] = set()
     while found := find():
         late = time.monotonic() > until
+        if time.monotonic() > until + patience:
+            pids = ", ".join(str(process.pid) for process in found)
+            raise CellrayError(
+                f"processes do not end: {pids}", "see what holds them with 'ps', and try again"
+            )
         for process in found:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # given up in the end
                 if late:
                     process.kill()
                 elif process not in asked:

@@ -21,6 +21,8 @@ PINS = "swift-constraints.txt"
 SIZE = "about 80 MB"
 REGION = "us-east-1"
 STORES = ("account", "container", "object")
+OURS = ".cellray-s3"
+"""File that says that an environment was begun here, so that it may be cleared."""
 SETTLED = ".installed"
 """File that says that an environment was made to its end."""
 
@@ -173,8 +175,9 @@ def _write(file: Path, text: str) -> None:
 
 
 def find_environment(folder: Path) -> bool:
-    """Say whether a virtual environment has Swift, installed to the end."""
-    return (folder / SETTLED).exists() and (folder / "bin" / "swift-proxy-server").exists()
+    """Say whether a virtual environment has Swift; one begun here, whether it was made whole."""
+    whole = (folder / SETTLED).exists() or not (folder / OURS).exists()
+    return whole and (folder / "bin" / "swift-proxy-server").exists()
 
 
 def make_environment(
@@ -185,17 +188,24 @@ def make_environment(
     Raises
     ------
     CellrayError
-        The folder holds something else, or pip cannot install: without a network, for example.
+        The folder holds something else, which is left as it is, or pip cannot install: without a
+        network, for example.
     """
-    if folder.exists() and not (folder / "pyvenv.cfg").exists() and any(folder.iterdir()):
+    folder = folder.resolve()
+    if (folder / OURS).exists():
+        shutil.rmtree(folder)
+    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CellrayError(
-            f"{folder} is no virtual environment and not empty", "name another with --s3-env"
+            f"{folder} is not empty, and no environment of an S3 server",
+            "name another with --s3-env",
         )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OURS).touch()
     say(f"installing an S3 server (OpenStack Swift, {SIZE}) into {folder}, once")
     with as_file(files("cellray.cluster") / PINS) as pins:
         total = sum(1 for line in pins.read_text().splitlines() if "==" in line)
         try:
-            deque(_lines([sys.executable, "-m", "venv", "--clear", str(folder)]), maxlen=0)
+            deque(_lines([sys.executable, "-m", "venv", str(folder)]), maxlen=0)
             seen, python = 0, str(folder / "bin" / "python")
             pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--no-input"]
             for line in _lines([*pip, "-r", str(pins)]):

@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import uuid
 
 import psutil
 import pytest
@@ -25,7 +26,7 @@ from cellray.cluster.state import (
 from cellray.core.errors import CellrayError
 
 STATE = State(
-    mark="a" * 32,
+    mark=uuid.uuid4().hex,
     ready=True,
     started="2026-11-29T03:00:00+00:00",
     workers=1,
@@ -149,7 +150,8 @@ def test_only_the_first_worker_takes_the_gpus():
 def test_down_ends_what_a_killed_start_left(tmp_path):
     """Its state is not ready; the second time there is nothing to end."""
     (tmp_path / "cellray-scratch").mkdir()
-    state = State(**vars(STATE) | {"processes": (), "ready": False})
+    fresh = {"mark": uuid.uuid4().hex, "processes": (), "ready": False}
+    state = State(**vars(STATE) | fresh)
     (tmp_path / "token").touch()
     paths = {"scratch": str(tmp_path / "cellray-scratch"), "token": str(tmp_path / "token")}
     state = State(**vars(state) | paths)
@@ -217,6 +219,9 @@ def test_models_are_not_served_without_their_files(tmp_path):
 def test_an_s3_server_that_cannot_be_installed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     there = tmp_path / "env"
+    there.mkdir()
+    (there / swift.OURS).touch()
+    (there / "left").touch()
     said = []
     with pytest.raises(CellrayError, match="cannot install the S3 server: ERROR"):
         swift.make_environment(there, said.append)
@@ -224,11 +229,27 @@ def test_an_s3_server_that_cannot_be_installed_is_one_line(tmp_path, monkeypatch
     assert not there.exists()
 
 
-def test_a_folder_of_something_else_is_no_environment(tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(CellrayError, match="no virtual environment and not empty"):
+@pytest.mark.parametrize("name", ["thesis.tex", "pyvenv.cfg", ".installed"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, name):
+    """An environment of the user's own among them."""
+    (tmp_path / name).touch()
+    assert not swift.find_environment(tmp_path)
+    with pytest.raises(CellrayError, match="is not empty, and no environment of an S3 server"):
         swift.make_environment(tmp_path, print)
-    assert (tmp_path / "thesis.tex").exists()
+    with pytest.raises(CellrayError, match="is not empty"):
+        swift.make_environment(tmp_path / name, print)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_an_environment_with_swift_is_taken_as_it_is(tmp_path):
+    """One that was begun here, when it was made to its end."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "swift-proxy-server").touch()
+    assert swift.find_environment(tmp_path)
+    (tmp_path / swift.OURS).touch()
+    assert not swift.find_environment(tmp_path)
+    (tmp_path / swift.SETTLED).touch()
+    assert swift.find_environment(tmp_path)
 
 
 def test_a_cluster_elsewhere_is_not_started_here(capsys):

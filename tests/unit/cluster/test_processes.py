@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import replace
 
 import psutil
@@ -39,16 +40,16 @@ time.sleep(60)
 @pytest.fixture
 def launch(tmp_path):
     """Start marked processes; what is left of them is ended."""
-    started = []
+    started, mark = [], uuid.uuid4().hex
 
-    def launch(command, mark="mine", record=started.append):
+    def launch(command, record=started.append):
         env = os.environ | {MARK: mark}
         log = tmp_path / "log"
         return start("one", command, log=log, env=env, cwd=tmp_path, record=record)
 
-    launch.started, launch.log = started, tmp_path / "log"
+    launch.started, launch.mark, launch.log = started, mark, tmp_path / "log"
     yield launch
-    end(lambda: family(started, "mine"), grace=0)
+    end(lambda: family(started, mark), grace=0)
 
 
 def until(condition, seconds=30):
@@ -115,9 +116,9 @@ def test_children_end_too_and_others_do_not(launch):
     try:
         one = launch([sys.executable, "-c", PARENT])
         until(lambda: "started" in launch.log.read_text())
-        assert len(family([one], "mine")) == 2
-        assert end(lambda: family([one], "mine")) == 2
-        assert family([one], "mine") == []
+        assert len(family([one], launch.mark)) == 2
+        assert end(lambda: family([one], launch.mark)) == 2
+        assert family([one], launch.mark) == []
         assert other.poll() is None
     finally:
         other.kill()
@@ -129,8 +130,8 @@ def test_a_child_is_found_when_its_parent_is_gone(launch):
     until(lambda: "started" in launch.log.read_text())
     one.find().kill()
     until(lambda: one.find() is None)
-    (orphan,) = family([one], "mine")
-    assert end(lambda: family([one], "mine")) == 1
+    (orphan,) = family([one], launch.mark)
+    assert end(lambda: family([one], launch.mark)) == 1
     assert not runs(orphan)
 
 
@@ -138,9 +139,19 @@ def test_what_does_not_end_is_killed(launch):
     one = launch([sys.executable, "-c", STUBBORN])
     until(lambda: "started" in launch.log.read_text())
     began = time.monotonic()
-    assert end(lambda: family([one], "mine"), grace=0.5) == 1
+    assert end(lambda: family([one], launch.mark), grace=0.5) == 1
     assert time.monotonic() - began >= 0.5
     assert one.find() is None
+
+
+def test_what_cannot_be_ended_is_given_up():
+    """Nobody has asked for the end of this one, so its number stays, whatever it is sent."""
+    gone = subprocess.Popen(["true"])
+    process = psutil.Process(gone.pid)
+    until(lambda: not runs(process))
+    with pytest.raises(CellrayError, match=f"processes do not end: {gone.pid}; "):
+        end(lambda: [process], grace=0, patience=0.2)
+    assert gone.wait() == 0
 
 
 def test_a_taken_port_names_its_option():
