@@ -104,7 +104,7 @@ def submit(
 
         command, parsed = _parse(context, verb, words or [])
         told, taken = environment(env or ()), read_resources(resources or ())
-        refuse_secrets(words or ())
+        refuse_secrets([*(words or ()), *(pip or ()), job_name or ""])
         where = find_address(address)
         with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
             shipment = Shipment(Path(folder))

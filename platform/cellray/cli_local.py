@@ -1,6 +1,7 @@
 """``cellray cluster``: a cluster on this machine from the command line."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -86,7 +87,7 @@ def up(
             s3_port=s3_port,
         )
         here.up(folder, wanted, to.say, to.progress)
-        words = "" if folder == FOLDER else f" --dir {folder}"
+        words = "" if folder == FOLDER else f" --dir {shlex.quote(str(folder))}"
         document = here.status(folder)
         assert document is not None
         to.answer(document, answers_cluster.up_text(document, words))

@@ -12,6 +12,7 @@ from ray.job_submission import JobDetails
 
 from cellray.cluster.address import ClusterError
 from cellray.cluster.jobs import Jobs, ended
+from cellray.track.store import first_line
 
 LOOK_SECONDS = 0.5
 LOST = 5
@@ -42,7 +43,7 @@ def follow(jobs: Jobs, job: str, write: Callable[[str], object]) -> JobDetails:
             lost += 1
             if lost >= LOST:
                 raise ClusterError(
-                    f"the cluster at {jobs.url} was lost: {str(error).splitlines()[0]}",
+                    f"the cluster at {jobs.url} was lost: {first_line(error)}",
                     f"see 'cellray jobs status {job}' when it is back; the job may go on",
                 ) from error
             time.sleep(lost)

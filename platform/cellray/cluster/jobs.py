@@ -15,6 +15,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cellray.cluster.address import Address, ClusterError
 from cellray.core.errors import CellrayError, suggest
+from cellray.track.store import first_line, scrub
 
 REQUEST_SECONDS = 60.0
 KNOCK_SECONDS = 10.0
@@ -73,7 +74,7 @@ class Jobs:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        with self._reached(), _address_alone():
+        with self._reached(knocking=True), _address_alone():
             self._client = _Client(address.url, headers=dict(address.headers))
         self.url = self._client.get_address()
         self.version = self._client.version
@@ -158,8 +159,13 @@ class Jobs:
         return self._client.tail_job_logs(job)
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
+    def _reached(self, *, knocking: bool = False) -> Iterator[None]:
         """Turn what Ray's client raises into a line.
+
+        Parameters
+        ----------
+        knocking
+            Whether it is not known yet that a Ray answers there.
 
         Raises
         ------
@@ -181,11 +187,22 @@ class Jobs:
                 f"no Ray takes jobs at {url}: nothing listens there", CHECK
             ) from error
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ClusterError(f"no Ray takes jobs at {url}: {line[:200]}", CHECK) from error
+            if knocking:
+                line = first_line(error)
+                raise ClusterError(f"no Ray takes jobs at {url}: {line}", CHECK) from error
+            raise ClusterError(
+                f"the cluster at {url} refuses this: {last_line(error)}",
+                "change what is refused, or see dashboard.log on the head node",
+            ) from error
 
 
 CHECK = "check the address (the dashboard's port, 8265 unless told), and that the cluster is up"
+
+
+def last_line(error: Exception) -> str:
+    """Give the last line of what an error says: of a traceback on the head node, its error."""
+    lines = tail_lines(str(error).removesuffix("."), 1) or [type(error).__name__]
+    return scrub(lines[-1]).strip()[:200]
 
 
 def _refused(url: str, said: str) -> ClusterError:

@@ -73,10 +73,10 @@ def make_request(
 
 
 def job_id(verb: str, name: str) -> str:
-    """Make a job's id: what it does, what with, when, and four letters that make it unique."""
+    """Make a job's id: what it does, what with, when, and letters that make it unique."""
     about = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:NAME_LENGTH].strip("-")
     when = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    return "-".join(filter(None, [verb, about, when, secrets.token_hex(2)]))
+    return "-".join(filter(None, [verb, about, when, secrets.token_hex(4)]))
 
 
 def watch_places(jobs: Jobs, job: str, tracking: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from cellray.core.ports import require_free
 from cellray.feed.session import ray_session
 from cellray.serving.app import Settings, build
 from cellray.track.catalogue import version_of
+from cellray.track.store import first_line
 
 APPLICATION = "cellray"
 
@@ -59,7 +60,7 @@ def serving(settings: Settings, port: int) -> Iterator[dict[str, str]]:
             yield {"url": f"http://{settings.host}:{port}", "model": model}
         except RuntimeError as error:
             raise CellrayError(
-                f"no replica of {model} starts: {str(error).splitlines()[0]}",
+                f"no replica of {model} starts: {first_line(error)}",
                 "see the replica's log in Ray's session folder, under logs/serve",
             ) from error
         finally:

@@ -64,11 +64,21 @@ def test_secrets_come_from_the_environment_file(compose):
     assert subprocess.run(ignored, cwd=ROOT).returncode == 0
 
 
+def test_the_bucket_is_made_with_the_servers_own_keys(compose):
+    service = compose["services"]["bucket"]
+    assert service["entrypoint"] == ["mc"]
+    named = service["environment"]["MC_HOST_here"]
+    keys = compose["services"]["s3"]["environment"]
+    user, password = keys["MINIO_ROOT_USER"], keys["MINIO_ROOT_PASSWORD"]
+    assert named == f"http://{user}:{password}@s3:9000"
+
+
 def test_no_secret_is_among_arguments(compose):
     """Every user of the machine can read the arguments of a process."""
     for service in compose["services"].values():
         words = " ".join(service.get("command", []))
         assert not re.search(r"(?<!\$)\$\{", words)
+        assert not re.search(r"\$\$\{?\w*(PASSWORD|SECRET|TOKEN|KEY)", words)
         assert not re.search(r"//[^/\s]*:[^/\s]*@", words)
 
 

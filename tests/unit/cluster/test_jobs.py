@@ -11,8 +11,9 @@ import ray
 import cellray
 from cellray.cli import main, user_error
 from cellray.cluster import settings
-from cellray.cluster.address import find_address
+from cellray.cluster.address import ClusterError, find_address
 from cellray.cluster.follow import resumption
+from cellray.cluster.jobs import Jobs, last_line
 from cellray.cluster.submit import job_id
 from cellray.core.errors import CellrayError
 
@@ -80,14 +81,16 @@ def test_without_a_cluster_it_is_said_what_to_give(capfd):
 
 
 @contextmanager
-def answering(status, body):
-    """A server that gives one answer to everything."""
+def answering(status, body, then=None):
+    """A server that gives one answer to everything, or another after the first."""
+    answers = iter([(status, body)] if then else [])
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(status)
+            code, text = next(answers, then or (status, body))
+            self.send_response(code)
             self.end_headers()
-            self.wfile.write(body.encode())
+            self.wfile.write(text.encode())
 
         def log_message(self, *_):
             """Say nothing."""
@@ -129,6 +132,20 @@ def test_the_given_address_counts_and_not_the_environments(monkeypatch, capfd):
     assert f"the cluster at {url} runs Ray 2.9.1" in capfd.readouterr().err
 
 
+def test_what_a_cluster_refuses_is_said_in_a_line():
+    """Ray's head answers with a traceback; its last line says why."""
+    said = 'Traceback (most recent call last):\n  File "x"\nValueError: no such package: a\n'
+    assert last_line(RuntimeError(f"Request failed with status code 500: {said}.")) == (
+        "ValueError: no such package: a"
+    )
+    assert last_line(RuntimeError()) == "RuntimeError"
+    with answering(200, f'{{"ray_version": "{ray.__version__}"}}', then=(500, said)) as url:
+        found = Jobs(find_address(url))
+        with pytest.raises(ClusterError) as error:
+            found.list()
+    assert error.value.what == f"the cluster at {url} refuses this: ValueError: no such package: a"
+
+
 def test_nothing_listens(capfd):
     assert main(["jobs", "list", "--address", "http://127.0.0.1:1", "--json"]) == 2
     said = capfd.readouterr()
@@ -150,6 +167,16 @@ def test_resources_are_those_of_rays_client():
     for wrong in ("CPU", "CPU=-1", "memory=", "=3", "CPU=inf"):
         with pytest.raises(CellrayError):
             settings.resources([wrong])
+
+
+@pytest.mark.parametrize(
+    "given", [["--pip", "https://ann:hunter2@index/x.whl"], ["--job-name", "s3://a:hunter2@b/c"]]
+)
+def test_no_password_stands_in_what_the_cluster_shows(given, capfd):
+    assert main(["submit", "inspect", "s3://b/a", *given, "--address", "http://127.0.0.1:1"]) == 2
+    said = capfd.readouterr().err
+    assert "holds a password" in said
+    assert "hunter2" not in said
 
 
 @pytest.mark.parametrize(
