@@ -93,6 +93,7 @@ def submit(
         from cellray.cluster.address import find_address
         from cellray.cluster.jobs import Jobs
         from cellray.cluster.settings import (
+            MLFLOW,
             environment,
             refuse_secrets,
             tracking,
@@ -112,8 +113,14 @@ def submit(
             _check(verb, fitted.values)
             cluster = Jobs(where)
             here = cluster.is_here()
-            told["MLFLOW_TRACKING_URI"] = tracking(told, where.env, here=here)
-            told = {**where.env, **told}
+            mlflow = tracking(told, where.env, here=here)
+            told = {**where.env, **told, MLFLOW: mlflow or ""}
+            if mlflow is None:
+                del told[MLFLOW]
+                to.note(
+                    f"{MLFLOW} is not set: runs and models go to the MLflow that the cluster's "
+                    "nodes name; where they name none, they go with the job's folder"
+                )
             fitted.words += _storage(command, fitted.values, here=here)
             if not no_code:
                 shipment.add_code()
@@ -147,7 +154,7 @@ def submit(
                 "code_bytes": shipment.code_bytes,
                 "files": shipment.files,
                 "bytes": shipment.size,
-                **watch_places(cluster, request.id, told["MLFLOW_TRACKING_URI"]),
+                **watch_places(cluster, request.id, mlflow),
             }
         text = answers_jobs.submitted_text(document)
         if not follow or dry_run:

@@ -15,6 +15,9 @@ BUCKET = "cellray"
 FOREIGN = ("AWS_", "MLFLOW_", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_")
 """What names and opens other clusters, stores and servers: none of it is a local cluster's."""
 
+QUEUE_SECONDS = "86400"
+"""How long a job may wait in the queue before it fails; Ray's own patience is 15 minutes."""
+
 _PORTS = (
     *("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"),
     *("metrics-export-port", "node-manager-port", "object-manager-port"),
@@ -56,7 +59,8 @@ def bare_env(given: Mapping[str, str]) -> dict[str, str]:
 
 def ray_env(given: Mapping[str, str], state: State, credentials: Credentials) -> dict[str, str]:
     """Give the environment of a node; jobs inherit it."""
-    return {**bare_env(given), **_ray_auth(state), **job_env(state, credentials)}
+    queue = {"RAY_JOB_START_TIMEOUT_SECONDS": QUEUE_SECONDS}
+    return {**bare_env(given), **queue, **_ray_auth(state), **job_env(state, credentials)}
 
 
 def head_command(state: State, *, store: int) -> list[str]:

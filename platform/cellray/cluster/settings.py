@@ -89,7 +89,7 @@ def resources(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def tracking(env: Mapping[str, str], clusters: Mapping[str, str], *, here: bool) -> str:
+def tracking(env: Mapping[str, str], clusters: Mapping[str, str], *, here: bool) -> str | None:
     """Give the address of MLflow for a job.
 
     Parameters
@@ -101,18 +101,27 @@ def tracking(env: Mapping[str, str], clusters: Mapping[str, str], *, here: bool)
     here
         Whether the cluster is this machine.
 
+    Returns
+    -------
+    str or None
+        None where nothing names one and the cluster is elsewhere: its nodes' own counts.
+
     Raises
     ------
     CellrayError
         It holds a password, or is a file that the cluster's nodes do not have.
     """
-    named = env.get(MLFLOW) or os.environ.get(MLFLOW)
-    uri = env.get(MLFLOW) or (not named and clusters.get(MLFLOW)) or tracking_uri()
+    uri = env.get(MLFLOW)
+    if not uri and not os.environ.get(MLFLOW):
+        uri = clusters.get(MLFLOW)
+        if not uri and not here:
+            return None
+    uri = uri or tracking_uri()
     refuse_password(uri)
     if not here and not re.match(r"(https?|postgresql|mysql|mssql|databricks)\b", uri):
         raise CellrayError(
             f"runs and models would go to {uri}, which is on this machine and not on the cluster's",
-            f"set {MLFLOW} to an MLflow server that the cluster's nodes reach",
+            f"give --env {MLFLOW}=http://... as the nodes reach it, or unset it to use theirs",
         )
     return uri
 

@@ -79,9 +79,12 @@ def job_id(verb: str, name: str) -> str:
     return "-".join(filter(None, [verb, about, when, secrets.token_hex(4)]))
 
 
-def watch_places(jobs: Jobs, job: str, tracking: str) -> dict[str, str]:
+def watch_places(jobs: Jobs, job: str, tracking: str | None) -> dict[str, str]:
     """Say where a job can be watched: in the dashboard, by its log, and in MLflow."""
-    mlflow = tracking if tracking.startswith("http") else "cellray ui"
+    if tracking is None:
+        mlflow = "the cluster's own"
+    else:
+        mlflow = tracking if tracking.startswith("http") else "cellray ui"
     return {
         "dashboard": f"{jobs.url}/#/jobs/{job}",
         "logs": f"cellray jobs logs {job} --follow",

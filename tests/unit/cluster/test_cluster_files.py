@@ -41,6 +41,7 @@ def test_launcher_starts_with_a_token_and_keeps_the_dashboard_on_loopback(launch
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
         assert "RAY_AUTH_MODE=token ray start" in launcher[commands][-1]
     assert "--dashboard-host=127.0.0.1" in launcher["head_start_ray_commands"][-1]
+    assert "RAY_JOB_START_TIMEOUT_SECONDS=86400" in launcher["head_start_ray_commands"][-1]
 
 
 def test_launcher_names_nodes_by_what_they_do(launcher):
@@ -123,9 +124,9 @@ def test_no_job_unpickles_a_model():
 
 def test_embeddings_outlive_the_jobs_folder():
     text = (ROOT / "jobs" / "embed.py").read_text()
-    (out,) = re.findall(r"--out (\S+)", text)
-    assert Path(out).parent == Path("/mnt/shared")
-    assert "that all nodes share (here /mnt/shared" in text
+    places = re.findall(r"--out (s3:)?", text)
+    assert places
+    assert all(places)
 
 
 def test_runtime_env_ships_the_package():

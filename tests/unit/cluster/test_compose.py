@@ -114,4 +114,6 @@ def test_ray_starts_with_a_token(compose, name):
     assert (program, verb) == ("ray", "start")
     start.make_context("start", list(words))
     assert service["environment"]["RAY_AUTH_MODE"] == "token"
+    waits = service["environment"].get("RAY_JOB_START_TIMEOUT_SECONDS")
+    assert waits == ("86400" if name == "ray-head" else None)
     assert service["environment"]["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"

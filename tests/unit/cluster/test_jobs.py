@@ -195,8 +195,12 @@ def test_other_variables_are_passed_on():
 def test_where_mlflow_is_must_be_seen_by_the_cluster(monkeypatch, alone):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert settings.tracking({}, {}, here=True) == f"sqlite:///{alone}/.cellray/mlflow.db"
-    with pytest.raises(CellrayError, match="on this machine and not on the cluster's"):
-        settings.tracking({}, {}, here=False)
+    assert settings.tracking({}, {}, here=False) is None
+    for local in ("sqlite:///mlflow.db", "runs"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", local)
+        with pytest.raises(CellrayError, match="on this machine and not on the cluster's"):
+            settings.tracking({}, {}, here=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     env = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     assert settings.tracking(env, {}, here=False) == "http://mlflow:5000"
     assert settings.tracking({}, {**env}, here=False) == "http://mlflow:5000"

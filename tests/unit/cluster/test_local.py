@@ -112,6 +112,7 @@ def test_nodes_have_the_clusters_credentials_and_no_others():
     env = servers.ray_env(given, STATE, CREDENTIALS)
     assert "x" not in env.values()
     assert env["HOME"] == "/h"
+    assert env["RAY_JOB_START_TIMEOUT_SECONDS"] == "86400"
     assert env["AWS_SECRET_ACCESS_KEY"] == "s3 secret"
     assert env["MLFLOW_TRACKING_PASSWORD"] == "pass'word"
     assert "MLFLOW_FLASK_SERVER_SECRET_KEY" not in env
