@@ -237,14 +237,19 @@ class Embedding:
         """Tell drift, and follow the alias, for as long as the replica lives."""
         while True:
             time.sleep(LOOK_SECONDS)
-            try:
-                served = self._served
-                gauges.drifted(served.drift(), model=served.resolved.uri)
-                if self._settings.follow and version_of(self._model) != served.resolved.uri:
-                    self._served = Served.of(self._model)
-                    logger.warning("%s is %s now", self._model, self._served.resolved.uri)
-            except CellrayError as error:  # the registry is away: what is loaded serves on
-                logger.warning("%s cannot be looked up: %s", self._model, error)
+            self._look_once()
+
+    def _look_once(self) -> None:
+        try:
+            served = self._served
+            gauges.drifted(served.drift(), model=served.resolved.uri)
+            if self._settings.follow and version_of(self._model) != served.resolved.uri:
+                self._served = Served.of(self._model)
+                logger.warning("%s is %s now", self._model, self._served.resolved.uri)
+        except CellrayError as error:  # the registry is away: what is loaded serves on
+            logger.warning("%s cannot be looked up: %s", self._model, error)
+        except Exception:  # it would end the thread, and the alias would be followed no more
+            logger.exception("a look at %s has met a bug; the next follows", self._model)
 
 
 def _refusal(refusal: RequestError) -> Response:

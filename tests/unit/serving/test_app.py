@@ -8,18 +8,23 @@ import pytest
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.learn.learner import Learner
-from cellray.serving.app import Settings, build, token_digest
+from cellray.serving.app import Embedding, Settings, build, token_digest
+from cellray.serving.model import Served
 from cellray.track import models, runs
 from cellray.track.promotion import promote
 
 TOKEN = "serve-2f9a51c0d7e8b364"
 
 
-@pytest.fixture
-def registered(store):
+def register():
     learner = Learner.of(Recipe(), [f"GENE{i}" for i in range(40)])
     run = runs.start_run(experiment="cellray", run_name="training", params={}, tags={})
-    models.register(learner, run_id=run, name="cells", facts={}, metrics={})
+    return models.register(learner, run_id=run, name="cells", facts={}, metrics={})
+
+
+@pytest.fixture
+def registered(store):
+    register()
     promote("cells", source="1")
 
 
@@ -78,3 +83,18 @@ def test_without_a_host_a_token_is_asked_for(registered, monkeypatch):
 def test_arguments_that_cannot_be_used_are_named(registered, args, said):
     with pytest.raises(CellrayError, match=said):
         build(args)
+
+
+def test_a_look_that_meets_a_bug_is_not_the_last(registered, monkeypatch, caplog):
+    promote("cells", source="1", to="next")
+    replica = Embedding.__new__(Embedding)  # its own constructor asks Serve for a name
+    replica._model = "models:/cells@next"
+    replica._settings = Settings(model=replica._model, follow=True)
+    replica._served = served = Served.of(replica._model)
+    with monkeypatch.context() as patch:
+        patch.setattr(Served, "drift", lambda self: 1 / 0)
+        replica._look_once()
+    assert "ZeroDivisionError" in caplog.text
+    promote("cells", source=str(register()), to="next")
+    replica._look_once()
+    assert (served.resolved.version, replica._served.resolved.version) == (1, 2)
