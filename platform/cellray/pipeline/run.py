@@ -163,7 +163,7 @@ def _standing(file: str | Path, start: Step | None) -> tuple[Pipeline, States, s
         raise CellrayError(f"'{start}' is no step of a pipeline", suggest(start, STEPS))
     pipeline = Pipeline.load(file)
     settings = pipeline.settings
-    found = find(settings.name, settings.pretrain.experiment, pipeline.keys())
+    found = find(settings.name, pipeline.keys())
     kept: States = {}
     results: dict[Step, Result] = {}
     for step in STEPS:

@@ -8,16 +8,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from cellray.atlas.store import Atlas
+from cellray.atlas.vocabulary import read_vocabulary
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.parts import reason
 from cellray.core.recipe import Recipe, dotted_keys
 from cellray.core.sections import Section
 from cellray.core.settings import read_yaml, set_key
+from cellray.core.texts import read_text
 from cellray.evaluation.asked import MAX_CELLS
+from cellray.evaluation.gates import protocols
 from cellray.evaluation.suite import Suite
 from cellray.tasks.task import Spec
 from cellray.track.models import check_name
 from cellray.track.promotion import check_alias
+from cellray.train.setup import gene_set_files
 
 Step = Literal["ingest", "pretrain", "evaluate", "promote"]
 STEPS: tuple[Step, ...] = ("ingest", "pretrain", "evaluate", "promote")
@@ -130,6 +135,15 @@ class Settings(Section):
         return self
 
 
+APART: dict[Step, set[str]] = {
+    "ingest": {"sources", "genes", "memory", "overwrite"},
+    "pretrain": {"recipe", "changes", "storage", "experiment"},
+    "evaluate": {*Evaluate.model_fields},
+    "promote": set(),
+}
+"""Keys that do not count as they are: what they name counts, or they change no result."""
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """A pipeline file, with the files that it names.
@@ -186,28 +200,31 @@ class Pipeline:
     def keys(self) -> dict[Step, str]:
         """Give what each step depends on, as a digest: what it is told, its files, those before.
 
-        Sources count by name, size and time of their last change: they may be too large to read.
-        What is left at its default does not count, so that a new version of cellray, which knows
-        more settings, finds what an older one has done.
+        Files and atlases that are named count by what they hold; sources by name, size and time of
+        their last change, since they may be too large to read. What changes no result does not
+        count, nor what is left at its default, so that a new version of cellray, which knows more
+        settings, finds what an older one has done.
 
         Raises
         ------
         CellrayError
-            A source is not there.
+            A source or a file is not there.
         """
+        settings, suite = self.settings, self.suite
         told: dict[Step, Any] = {
-            "ingest": list(map(_state_of, self.settings.ingest.sources)),
-            "pretrain": _plain(self.recipe),
-            "evaluate": _plain(self.suite),
+            "ingest": [*map(_state_of, settings.ingest.sources), _vocabulary(settings.ingest)],
+            "pretrain": [_plain(self.recipe), _read_by(self.recipe)],
+            "evaluate": [
+                protocols(suite.specs(settings.evaluate.given()), "", settings.evaluate.max_cells),
+                {name: _plain(gate) for name, gate in suite.gates.items()},
+            ],
             "promote": None,
         }
         found: dict[Step, str] = {}
-        before = self.settings.name
+        before = settings.name
         for step in STEPS:
-            section = _plain(getattr(self.settings, step))
-            section.pop("recipe", None)
-            section.pop("changes", None)
-            section.pop("suite", None)  # what they hold counts, and not how they are called
+            section = _plain(getattr(settings, step))
+            section = {key: value for key, value in section.items() if key not in APART[step]}
             words = json.dumps([step, before, section, told[step]], sort_keys=True)
             found[step] = before = hashlib.sha256(words.encode()).hexdigest()
         return found
@@ -237,6 +254,21 @@ def _recipe(section: Pretrain, folder: Path) -> Recipe:
     for key, value in section.changes.items():
         set_key(values, key, value)
     return Recipe.of(values)
+
+
+def _vocabulary(section: Ingest) -> str | None:
+    """Give a digest of the genes that an atlas shall have."""
+    if section.genes is None:
+        return None
+    return hashlib.sha256(read_vocabulary(section.genes).to_csv().encode()).hexdigest()
+
+
+def _read_by(recipe: Recipe) -> dict[str, str]:
+    """Give a digest of each file and atlas that a recipe names."""
+    texts = {path: read_text(path, "gene sets") for path in gene_set_files(recipe)}
+    found = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in texts.items()}
+    atlas = recipe.probe.atlas
+    return found if atlas is None else found | {atlas: Atlas.open(atlas).digest}
 
 
 def _plain(section: Section) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Found:
 
 
 @store_errors()
-def find(name: str, experiment: str, keys: Mapping[Step, str]) -> Found:
+def find(name: str, keys: Mapping[Step, str]) -> Found:
     """Find what has been done of a pipeline, by itself or by one that begins with the same steps.
 
     Raises
@@ -86,7 +86,7 @@ def find(name: str, experiment: str, keys: Mapping[Step, str]) -> Found:
         The pipeline is going on in another process of this machine.
     """
     digest = keys[STEPS[-1]]
-    earlier = _runs(name, experiment)
+    earlier = _runs(name)
     own = next((run for run in earlier if run.data.tags.get(DIGEST) == digest), None)
     if own is not None:
         if own.info.status == "RUNNING" and alive(own.data.tags.get(DRIVER, "")):
@@ -121,24 +121,22 @@ def forget(run_id: str, steps: Sequence[Step]) -> None:
 
 
 @store_errors()
-def started_by(experiment: str, attempt: str) -> Run | None:
+def started_by(attempt: str) -> Run | None:
     """Find the run that an attempt at a step has started."""
-    found = _search(experiment, ATTEMPT, attempt)
+    found = _search(ATTEMPT, attempt)
     return found[0] if found else None
 
 
-def _runs(name: str, experiment: str) -> list[Run]:
-    return _search(experiment, NAME, name) if is_made() else []
+def _runs(name: str) -> list[Run]:
+    return _search(NAME, name) if is_made() else []
 
 
-def _search(experiment: str, tag: str, value: str) -> list[Run]:
-    """List the runs with a tag, the newest first."""
+def _search(tag: str, value: str) -> list[Run]:
+    """List the runs with a tag, in whatever experiment, the newest first."""
     api = client()
-    known = api.get_experiment_by_name(experiment)
-    if known is None:
-        return []
+    known = [one.experiment_id for one in api.search_experiments()]
     words, newest = f"tags.`{tag}` = '{value}'", ["attributes.start_time DESC"]
-    return list(api.search_runs([known.experiment_id], words, order_by=newest))
+    return list(api.search_runs(known, words, order_by=newest))
 
 
 def _states(run: Run) -> States:

@@ -75,7 +75,7 @@ def do_ingest(job: Job, state: State, *, again: bool) -> Result:
 def do_pretrain(job: Job, state: State, *, again: bool) -> Result:
     """Train and register a version; a run that has begun goes on from its last checkpoint."""
     section, name = job.pipeline.settings.pretrain, job.pipeline.settings.name
-    begun = started_by(section.experiment, state.attempt) if again else None
+    begun = started_by(state.attempt) if again else None
     run_id = begun.info.run_id if begun else ""
     version = version_of_run(run_id) if begun else None
     if begun and version is not None:

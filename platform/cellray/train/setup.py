@@ -94,11 +94,16 @@ class Setup:
         }
 
 
+def gene_set_files(recipe: Recipe) -> list[str]:
+    """List the files of gene sets that the views of a recipe name."""
+    named = (part.settings[SETS] for part in recipe.all_views if SETS in part.settings)
+    return list(dict.fromkeys(named))
+
+
 def prepare(recipe: Recipe, atlas: Atlas) -> Setup:
     """Split the cells, choose the genes and make the plan; refuse what cannot be trained."""
     check_recipe(recipe)
-    files = dict.fromkeys(part.settings[SETS] for part in recipe.all_views if SETS in part.settings)
-    sets_read = {path: read_gene_sets(path) for path in files}
+    sets_read = {path: read_gene_sets(path) for path in gene_set_files(recipe)}
     data = recipe.data
     check_read(data, atlas)
     choice = choose(recipe, atlas)

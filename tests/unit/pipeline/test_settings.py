@@ -122,6 +122,43 @@ def test_what_the_files_hold_counts_and_not_how_they_are_called(write, store):
     assert changed(before, Pipeline.load(write()).keys()) == ["pretrain", "evaluate", "promote"]
 
 
+def test_what_changes_no_result_does_not_count(write):
+    before = Pipeline.load(write()).keys()
+    free = {
+        "ingest__memory": 4,
+        "ingest__overwrite": True,
+        "pretrain__storage": "runs",
+        "pretrain__experiment": "trials",
+        "evaluate__out": "reports",
+    }
+    assert changed(before, Pipeline.load(write(**free)).keys()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "content", "first"),
+    [
+        ("ingest__genes", "named.txt", "a\nb\n", "ingest"),
+        (
+            "pretrain__changes",
+            {"views": [{"name": "programme_mask", "gene_sets": "named.gmt"}]},
+            "s\t-\ta\tb\n",
+            "pretrain",
+        ),
+        ("evaluate__gene_sets", "named.gmt", "s\t-\ta\tb\n", "evaluate"),
+    ],
+)
+def test_a_named_file_counts_by_what_it_holds(write, store, key, value, content, first):
+    file = store / ("named.txt" if first == "ingest" else "named.gmt")
+    file.write_text(content)
+    before = Pipeline.load(write(**{key: value})).keys()
+    file.write_text(content)
+    os.utime(file, (1, 1))
+    assert changed(before, Pipeline.load(write(**{key: value})).keys()) == []
+    file.write_text(content.replace("b", "c"))
+    after = Pipeline.load(write(**{key: value})).keys()
+    assert changed(before, after) == [*STEPS[STEPS.index(first) :]]
+
+
 def test_a_source_that_was_written_anew_counts(write, store, counts):
     before = Pipeline.load(write()).keys()
     (store / "cells.h5ad").unlink()
