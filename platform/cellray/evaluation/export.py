@@ -118,6 +118,15 @@ class Target:
                 _write_h5ad(path, atlas, obs, {key: z_ND[order]}, origin)
 
 
+def check_key(key: str) -> None:
+    """Raise unless embeddings can have this name in ``obsm``."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", key):
+        raise CellrayError(
+            f"'{key}' cannot name embeddings in obsm",
+            "use letters, digits, '_', '-' and '.', not a '.' or '-' first",
+        )
+
+
 def refuse_taken(atlas: Atlas) -> None:
     """Raise if an obs column has the name of an embedding's column in a table."""
     taken = [name for name in atlas.obs_columns if re.fullmatch(r"z\d+", name)]

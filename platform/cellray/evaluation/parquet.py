@@ -136,14 +136,29 @@ class ParquetFolder:
 def _staged_local(url: str, atlas: Atlas) -> Iterator[str]:
     place = Path(url)
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{place.name}.",
+        dir=place.parent,
+        ignore_cleanup_errors=True,  # a task that ends late may still write there
+    ) as folder:
         made = Path(folder) / "made"
         made.mkdir()
         with full_disk(place.parent, lambda: 4 * atlas.n_cells):
             yield str(made)
-        if place.exists():
-            place.rename(Path(folder) / "replaced")
+        _replace(place, made, Path(folder) / "replaced")
+
+
+def _replace(place: Path, made: Path, old: Path) -> None:
+    """Put a folder where another was, which goes to `old`; or leave that one in its place."""
+    if not place.exists():
         made.rename(place)
+        return
+    place.rename(old)
+    try:
+        made.rename(place)
+    except BaseException:
+        old.rename(place)
+        raise
 
 
 def _staged_remote(url: str, atlas: Atlas) -> Iterator[str]:
@@ -154,9 +169,9 @@ def _staged_remote(url: str, atlas: Atlas) -> Iterator[str]:
     try:
         yield url
     except BaseException:
+        # UNFINISHED stays: a task that ends late may write yet, and the next call clears that.
         with suppress(Exception):  # what ended it says more
             _clear(store)
-            obstore.delete(store, UNFINISHED)
         raise
     obstore.delete(store, UNFINISHED)
 

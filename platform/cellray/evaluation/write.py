@@ -23,7 +23,7 @@ from cellray.evaluation.embed import (
     embed_atlas,
     embedded_slabs,
 )
-from cellray.evaluation.export import KEY, Target
+from cellray.evaluation.export import KEY, Target, check_key
 from cellray.evaluation.memory import embed_anndata
 from cellray.evaluation.parquet import ParquetFolder
 from cellray.feed.batches import flat
@@ -176,6 +176,7 @@ def embed(
     >>> embed(adata, "models:/pbmc@champion")  # doctest: +SKIP
     >>> embed("pbmc.zarr", "models:/pbmc@champion", out="embedded.zarr")  # doctest: +SKIP
     """
+    check_key(key)
     if isinstance(data, AnnData):
         if out is not None:
             raise CellrayError(
@@ -226,6 +227,7 @@ def prepare(
     CellrayError
         As `embed`.
     """
+    check_key(key)
     if out is None:
         raise CellrayError("an atlas's embeddings need a place", "give out, such as z.parquet")
     target = _target(str(out), key, kind, overwrite=overwrite)

@@ -8,6 +8,7 @@ import pytest
 
 from cellray.core.errors import CellrayError
 from cellray.evaluation.export import Target, source_order, whole_file
+from cellray.evaluation.write import prepare
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(tmp_path, name
 def test_a_url_is_refused():
     with pytest.raises(CellrayError, match="give a local file"):
         Target.of("s3://bucket/cells.parquet")
+
+
+@pytest.mark.parametrize("key", ["", "a/b", "..", ".hidden", "a b"])
+def test_a_key_that_obsm_cannot_have_is_refused_first(key):
+    with pytest.raises(CellrayError, match="cannot name embeddings in obsm"):
+        prepare("none.zarr", "models:/none", out="z.zarr", key=key)
 
 
 def test_checking_a_target_makes_nothing(tmp_path):

@@ -1,14 +1,19 @@
 """obs of consecutive cells as Arrow, of an atlas whose parts hold it in different types."""
 
+from contextlib import contextmanager
+
 import anndata
 import numpy as np
+import obstore
 import pandas as pd
 import pyarrow as pa
 import pytest
 from scipy.sparse import csr_matrix
 
+from cellray.atlas.storage import object_store
 from cellray.atlas.write import append, ingest
-from cellray.evaluation.parquet import obs_table
+from cellray.core.errors import CellrayError
+from cellray.evaluation.parquet import ParquetFolder, _replace, _staged_remote, obs_table
 
 COLUMNS = {
     "kind": (["b", "a", None, "b"], ["c", "a", "c", "c"]),
@@ -57,3 +62,28 @@ def test_the_types_are_the_same_for_any_cells(atlas):
     assert first.field("only").type == pa.int64()
     assert first.field("good").type == pa.bool_()
     assert pa.concat_tables(tables).num_rows == 11
+
+
+def test_a_part_that_comes_late_is_no_reason_to_refuse_the_next_call(tmp_path):
+    url = str(tmp_path / "z")
+    (tmp_path / "z").mkdir()
+    store = object_store(url)
+    staged = contextmanager(_staged_remote)
+    with pytest.raises(KeyboardInterrupt), staged(url, None):
+        raise KeyboardInterrupt
+    obstore.put(store, "part-1.parquet", b"late")
+    ParquetFolder.of(url, overwrite=False)
+    with staged(url, None):
+        obstore.put(store, "part-2.parquet", b"new")
+    assert [path.name for path in (tmp_path / "z").iterdir()] == ["part-2.parquet"]
+    with pytest.raises(CellrayError, match="no embeddings of cellray's"):
+        ParquetFolder.of(url, overwrite=False)  # without a record, and finished
+
+
+def test_what_cannot_be_put_in_its_place_leaves_the_old(tmp_path):
+    place = tmp_path / "z"
+    place.mkdir()
+    (place / "old").touch()
+    with pytest.raises(FileNotFoundError):
+        _replace(place, tmp_path / "gone", tmp_path / "replaced")
+    assert [path.name for path in tmp_path.rglob("*")] == ["z", "old"]
