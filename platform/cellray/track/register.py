@@ -1,6 +1,7 @@
 """Registering a learner: its files, its version, and taking both back when a step fails."""
 
 import json
+import logging
 import re
 import tempfile
 import time
@@ -25,6 +26,8 @@ from cellray.track.pyfunc import save_flavour
 from cellray.track.runs import git_commit
 from cellray.track.store import client, store_errors, tracking_uri
 
+logger = logging.getLogger(__name__)
+
 
 def check_name(name: str) -> None:
     """Raise unless a model can be registered under this name; ask before a long training."""
@@ -45,6 +48,8 @@ def register(
     tags: Mapping[str, str] | None = None,
 ) -> int:
     """Log a learner as a model of its run and register it; all of it or nothing.
+
+    Its cards come after, and what keeps them from being written is a warning.
 
     Parameters
     ----------
@@ -90,7 +95,6 @@ def register(
             digest = save_flavour(learner, folder, facts=facts, model=model)
             with _storing(model.artifact_location):
                 api.log_model_artifacts(model.model_id, str(folder))
-                _log_picture(api, run_id, step, Path(scratch))
         tags = {**(tags or {}), **_tags(learner, facts, digest)}
         api.set_logged_model_tags(model.model_id, tags)
         api.finalize_logged_model(model.model_id, "READY")
@@ -111,12 +115,23 @@ def register(
         )
         link = json.dumps([{"name": name, "version": made.version}])
         api.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
-        write_cards(api, name, made.version)
-        note_run(api, run_id, made)
     except BaseException:
         _discard(api, model, made)
         raise
+    _adorn(api, run_id, made, step)
     return int(made.version)
+
+
+def _adorn(api: MlflowClient, run_id: str, made: ModelVersion, step: int) -> None:
+    """Write what MLflow's pages say of a version; it is whole without."""
+    try:
+        with store_errors():
+            _log_picture(api, run_id, step)
+            write_cards(api, made.name, made.version)
+            note_run(api, run_id, made)
+    except (CellrayError, MlflowException, OSError) as error:
+        uri = f"models:/{made.name}/{made.version}"
+        logger.warning("%s is registered, but its page does not say all: %s", uri, error)
 
 
 def _tags(learner: Learner, facts: Mapping[str, Any], digest: str) -> dict[str, str]:
@@ -137,12 +152,13 @@ def _tags(learner: Learner, facts: Mapping[str, Any], digest: str) -> dict[str, 
     return {name: str(value) for name, value in tags.items() if value}
 
 
-def _log_picture(api: MlflowClient, run_id: str, step: int, scratch: Path) -> None:
+def _log_picture(api: MlflowClient, run_id: str, step: int) -> None:
     """Keep the run's losses as a picture, for the cards to show."""
     drawn = curve_png(api, run_id, step)
     if drawn is not None:
-        (scratch / "curve.png").write_bytes(drawn)
-        api.log_artifact(run_id, str(scratch / "curve.png"))
+        with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
+            (Path(scratch) / "curve.png").write_bytes(drawn)
+            api.log_artifact(run_id, str(Path(scratch) / "curve.png"))
         tag_run(api, run_id, {PICTURE: "curve.png"})
 
 

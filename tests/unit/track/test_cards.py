@@ -8,7 +8,7 @@ import pytest
 from mlflow.entities import Metric
 
 from cellray.track import models
-from cellray.track.cards import LENGTH, MARK, NOTE, SHOWN
+from cellray.track.cards import LENGTH, MARK, NOTE, SHOWN, write_model_card
 from cellray.track.store import client
 
 FACTS = {"atlas": "s3://lab/pbmc", "atlas_digest": "a1" * 32, "cells": 1_900, "seed": 0}
@@ -172,3 +172,15 @@ def test_an_evaluation_outlives_a_page_that_cannot_be_written(learner, run_id, c
     )
     assert client().get_run(found).info.status == "FINISHED"
     assert "models:/pbmc/1 is evaluated, but its page does not say so" in caplog.text
+
+
+def test_versions_of_other_tools_leave_the_card_that_is_there(learner, run_id, store):
+    register(learner, run_id)
+    before = client().get_registered_model("pbmc").description
+    client().create_model_version("pbmc", (store / "x").as_uri())  # newest, of no run
+    evaluate()
+    assert "annotation" in card()
+    assert client().get_registered_model("pbmc").description == before
+    client().delete_model_version("pbmc", "1")
+    write_model_card(client(), "pbmc")
+    assert client().get_registered_model("pbmc").description == before

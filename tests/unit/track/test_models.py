@@ -294,6 +294,18 @@ def test_database_that_fails_midway_leaves_nothing(learner, run_id, store, trigg
     assert not nothing_left(store)
 
 
+def test_a_version_outlives_a_page_that_cannot_be_written(learner, run_id, store, caplog):
+    with sqlite3.connect(store / ".cellray" / "mlflow.db") as database:
+        database.execute(
+            "CREATE TRIGGER fails BEFORE UPDATE OF description ON model_versions "
+            "BEGIN SELECT RAISE(FAIL, 'no way'); END"
+        )
+    database.close()
+    assert register(learner, run_id) == 1
+    assert models.resolve("models:/pbmc-mae/1").version == 1
+    assert "models:/pbmc-mae/1 is registered, but its page does not say all" in caplog.text
+
+
 def test_evaluation_is_tied_to_the_model_and_the_data(learner, run_id, store):
     register(learner, run_id)
     resolved = models.resolve("models:/pbmc-mae")
