@@ -28,7 +28,8 @@ Label = Annotated[
     str | None, typer.Option(help="obs column to predict or to judge by, such as cell_type.")
 ]
 SplitBy = Annotated[
-    str | None, typer.Option(help="obs column whose values are held out whole: a donor.")
+    str | None,
+    typer.Option(help="obs column held out by whole values: donors by default; or cells."),
 ]
 Batches = Annotated[str | None, typer.Option(help="obs column of the batches that should mix.")]
 MaxCells = Annotated[int, typer.Option(min=1, help="Score a random sample of so many cells.")]

@@ -10,6 +10,7 @@ from cellray.atlas.store import Atlas
 from cellray.evaluation.export import check_folder
 from cellray.evaluation.facts import params_of
 from cellray.evaluation.gather import name_atlases
+from cellray.evaluation.held_out import settled
 from cellray.evaluation.suite import Suite
 from cellray.tasks.task import Spec
 from cellray.track.models import Resolved, champion_of, resolve
@@ -32,6 +33,8 @@ class Asked:
         Tasks and specs by the suite's entries, and what MLflow keeps of how they are run.
     folder
         Where the report goes.
+    why
+        What is held out where nobody said it, from `cellray.evaluation.held_out.settled`.
     """
 
     resolved: Resolved
@@ -40,6 +43,7 @@ class Asked:
     entries: Mapping[str, tuple[str, Spec]]
     params: Mapping[str, Mapping[str, str]]
     folder: Path
+    why: str
 
     @classmethod
     def of(
@@ -59,8 +63,9 @@ class Asked:
         CellrayError
             What it refuses before it opens what the model is to embed.
         """
-        entries = suite.specs(given)
         opened = Atlas.open(atlas)
+        given, why = settled(suite, given, opened)
+        entries = suite.specs(given)
         for name in (name for _, spec in entries.values() for name in spec.columns):
             opened.require_column(name)
         params = {name: params_of(spec, max_cells) for name, (_, spec) in entries.items()}
@@ -71,7 +76,7 @@ class Asked:
         )
         folder = folder.expanduser().absolute()
         check_folder(folder)
-        return cls(resolved, champion, opened, entries, params, folder)
+        return cls(resolved, champion, opened, entries, params, folder, why)
 
     @property
     def specs(self) -> list[Spec]:
@@ -107,6 +112,7 @@ def dry_run(
         "cells_scored": min(max_cells, asked.atlas.n_cells),
         "tasks": {name: task for name, (task, _) in asked.entries.items()},
         "splits": {name: spec.splits for name, (_, spec) in asked.entries.items()},
+        "held_out": {name: spec.split_by for name, (_, spec) in asked.entries.items()},
         "gates": [*suite.gates],
         "out": str(asked.folder),
     }

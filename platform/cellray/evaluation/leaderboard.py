@@ -18,6 +18,7 @@ from cellray.evaluation.board_page import render_board
 from cellray.evaluation.export import check_folder
 from cellray.evaluation.gates import protocols, stored_by
 from cellray.evaluation.gather import choose_cells, name_genes
+from cellray.evaluation.held_out import settled
 from cellray.evaluation.report import write_files
 from cellray.evaluation.run import evaluate_suite
 from cellray.evaluation.standing import Board, Cost, Row, ranked, score_of
@@ -114,7 +115,7 @@ def leaderboard(
         atlas=asked.atlas.url,
         atlas_digest=asked.atlas.digest,
         tasks={name: task for name, (task, _) in asked.entries.items()},
-        given=dict(given),
+        given=dict(asked.given),
         max_cells=max_cells,
         metrics=shown,
         rows=ranked([_scored(row, evaluations, shown) for row, evaluations in found], shown),
@@ -167,9 +168,10 @@ def _ask(
     out: str | Path | None,
 ) -> tuple[_Asked, list[tuple[str, dict[str, Any]]], Path]:
     """Check what is asked; give that, the versions by their models, and the folder."""
+    opened = Atlas.open(atlas)
+    given, _ = settled(suite, given, opened)
     entries = suite.specs(given)
     specs = [spec for _, spec in entries.values()]
-    opened = Atlas.open(atlas)
     opened.obs(list(dict.fromkeys(name for spec in specs for name in spec.columns)))
     folder = Path(out or FOLDER).expanduser().absolute()
     check_folder(folder)

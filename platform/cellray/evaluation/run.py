@@ -16,6 +16,7 @@ from cellray.core.types import Progress
 from cellray.evaluation.asked import MAX_CELLS, Asked
 from cellray.evaluation.facts import facts_of, reader_notes
 from cellray.evaluation.gather import Scored, Source, gather
+from cellray.evaluation.held_out import split_how
 from cellray.evaluation.leak import Seen, seen_cells
 from cellray.evaluation.report import render, report_files, write_files
 from cellray.evaluation.suite import Suite
@@ -130,7 +131,8 @@ def evaluate_suite(
     suite
         The tasks and gates.
     given
-        What entries of the suite do not name, by the names of `cellray.tasks.task.Spec`.
+        What entries of the suite do not name, by the names of `cellray.tasks.task.Spec`. What
+        neither names ``split_by`` of holds out donors (`cellray.evaluation.held_out`).
     max_cells
         Score a random sample of so many cells when the atlas has more; the report says so.
     out
@@ -151,7 +153,7 @@ def evaluate_suite(
     resolved, champion, opened = asked.resolved, asked.champion, asked.atlas
     entries, specs, params, folder = asked.entries, asked.specs, asked.params, asked.folder
     scored = gather(resolved, champion, opened, specs, max_cells=max_cells, progress=progress)
-    columns = list(dict.fromkeys(spec.split_by for spec in specs if spec.split_by is not None))
+    columns = list(dict.fromkeys(spec.held_out for spec in specs if spec.held_out is not None))
     seen: dict[int, dict[str, Seen]] = {}
     for source, one in scored.items():
         if source.seed not in seen:  # which decides the cells
@@ -163,6 +165,7 @@ def evaluate_suite(
         notes = reader_notes(known, opened, one.named.share, scored=len(one.cells))
         reports[name] = replace(
             report,
+            protocol=f"{report.protocol}{split_how(find_task(task), spec, asked.why)}",
             common=(*notes, *one.named.notes),
             facts=facts_of(resolved, champion, opened, task, params[name], one.named.share, known),
             tables=_with_seen(report.tables, known),
@@ -237,7 +240,8 @@ def _run(
 
 def _task(task: str, embeddings: Embeddings, spec: Spec) -> Report:
     with threadpool_limits(1):  # the same numbers on any number of cores
-        return find_task(task).run(embeddings, spec)
+        held_out = spec.model_copy(update={"split_by": spec.held_out})
+        return find_task(task).run(embeddings, held_out)
 
 
 def _log(

@@ -15,7 +15,7 @@ from cellray.core.recipe import dotted_keys
 from cellray.core.sections import Section
 from cellray.core.settings import read_yaml
 from cellray.tasks.table import find_task
-from cellray.tasks.task import Spec
+from cellray.tasks.task import CELLS, Spec
 
 NAME = r"[A-Za-z0-9][\w-]*"
 """Of an entry: it becomes a folder's, and the begin of its metrics'."""
@@ -31,6 +31,12 @@ class Entry(Spec):
     """
 
     task: str | None = None
+
+    @field_validator("split_by")
+    @classmethod
+    def _cells(cls, column: str | None) -> str:
+        """Take a ``split_by`` that is named as none for single cells."""
+        return CELLS if column is None else column
 
 
 class Gate(Section):
@@ -144,10 +150,10 @@ class Suite(Section):
                         f"task '{task}' needs a {need}, and none is named",
                         f"give --{need}, or set {need} in the suite file",
                     )
-            if spec.label is not None and spec.label == spec.split_by:
+            if spec.label is not None and spec.label == spec.held_out:
                 raise CellrayError(
                     f"--split-by {spec.label} would hold out what is to be predicted",
-                    "split by another column, or leave it out",
+                    f"split by another column, or hold out single cells by --split-by {CELLS}",
                 )
             found[name] = (task, spec)
         return found

@@ -21,6 +21,7 @@ from cellray.evaluation.gates import (
     newest,
     protocols,
 )
+from cellray.evaluation.held_out import settled
 from cellray.evaluation.submit import Done, Runner, runner
 from cellray.evaluation.suite import Suite
 from cellray.track.catalogue import aliases_of, find_model, find_version, show_model
@@ -206,7 +207,8 @@ class _Watcher:
     def stored(self, uri: str, digest: str) -> dict[str, Evaluation] | None:
         """Give the version's evaluations by all entries; None where one is missing."""
         api = client()
-        wanted = protocols(self.suite.specs(self.given), digest, self.max_cells)
+        given, _ = settled(self.suite, self.given, Atlas.open(self.atlas))
+        wanted = protocols(self.suite.specs(given), digest, self.max_cells)
         found = newest(evaluations_of(api, find_version(api, uri)), wanted)
         return found if found.keys() == wanted.keys() else None
 

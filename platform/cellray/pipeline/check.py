@@ -159,7 +159,8 @@ def _check_names(
     named |= {f"data.obs.{number}": name for number, name in enumerate(data.obs)}
     named["probe.label"] = probe.label if probe.atlas is None else None
     for spec in specs:
-        named |= {f"evaluate.{key}": getattr(spec, key) for key in ("label", "split_by", "batch")}
+        named |= {f"evaluate.{key}": getattr(spec, key) for key in ("label", "batch")}
+        named["evaluate.split_by"] = spec.held_out
         _check_known(named, columns, "obs column")
     along = {f"data.matrices.{number}": path for number, path in enumerate(data.matrices)}
     for spec in specs:

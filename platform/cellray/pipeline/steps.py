@@ -16,6 +16,7 @@ from cellray.evaluation.gates import (
     protocols,
     stored_by,
 )
+from cellray.evaluation.held_out import settled
 from cellray.evaluation.run import evaluate_suite
 from cellray.pipeline.check import intake_of, made_of
 from cellray.pipeline.settings import Pipeline, Step
@@ -211,8 +212,8 @@ def _atlas_holds(pipeline: Pipeline, result: Result) -> bool:
 def _wanted(pipeline: Pipeline, ingested: Result) -> dict[str, Protocol]:
     """Give what the evaluations by the suite are known by."""
     section = pipeline.settings.evaluate
-    specs = pipeline.suite.specs(section.given())
-    return protocols(specs, ingested["digest"], section.max_cells)
+    given, _ = settled(pipeline.suite, section.given(), Atlas.open(ingested["atlas"]))
+    return protocols(pipeline.suite.specs(given), ingested["digest"], section.max_cells)
 
 
 @store_errors()
@@ -225,6 +226,7 @@ def _evaluate_holders(job: Job, state: State) -> None:
     settings, suite = job.pipeline.settings, job.pipeline.suite
     ingested, aliases = job.results["ingest"], _aliases(settings.name)
     wanted = _wanted(job.pipeline, ingested)
+    given, _ = settled(suite, settings.evaluate.given(), Atlas.open(ingested["atlas"]))
     over = job.pipeline.gated and any(gate.over == CHAMPION for gate in suite.gates.values())
     names = ([settings.promote.alias] if settings.promote.if_better else []) + [CHAMPION] * over
     new = job.results["pretrain"]["version"]
@@ -237,7 +239,7 @@ def _evaluate_holders(job: Job, state: State) -> None:
                 uri,
                 ingested["atlas"],
                 suite.only(missing),
-                given=settings.evaluate.given(),
+                given=given,
                 max_cells=settings.evaluate.max_cells,
                 tags=job.tags(state),
                 progress=job.progress,

@@ -133,7 +133,7 @@ def _both_sides(labels: NDArray[np.str_], split: Split, spec: Spec) -> NDArray[n
     if len(classes) < 2:
         raise CellrayError(
             f"a split has fewer than two values of '{spec.label}' on both sides",
-            "split by another column, or leave --split-by out",
+            "split by another column, or hold out single cells by --split-by cells",
         )
     return classes
 

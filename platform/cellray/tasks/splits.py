@@ -155,7 +155,7 @@ def make_splits(labels: NDArray[np.str_], groups: NDArray[Any] | None, spec: Spe
     if len(np.unique(groups)) < 2:
         raise CellrayError(
             f"obs column '{spec.split_by}' has one value only, so none can be held out",
-            "choose another --split-by, or leave it out",
+            "choose another --split-by, or hold out single cells by --split-by cells",
         )
     found: dict[bytes, Split] = {}
     draws = GroupShuffleSplit(

@@ -19,17 +19,17 @@ from cellray.tasks.transfer import transfer
 GROUP = "cellray.tasks"
 
 TASKS: dict[str, Task] = {
-    "annotation": Task(annotation, "Cell-type annotation"),
+    "annotation": Task(annotation, "Cell-type annotation", splits=True),
     "clustering": Task(clustering, "Clustering"),
     "integration": Task(integration, "Batch integration", needs=("label", "batch")),
-    "cross_modality": Task(cross_modality, "Another modality", needs=("matrix",)),
-    "transfer": Task(transfer, "Few labels"),
-    "reconstruction": Task(reconstruction, "Reconstruction", needs=()),
-    "perturbation": Task(perturbation, "Perturbation", needs=("label", "control")),
-    "markers": Task(markers, "Marker recovery"),
+    "cross_modality": Task(cross_modality, "Another modality", needs=("matrix",), splits=True),
+    "transfer": Task(transfer, "Few labels", splits=True),
+    "reconstruction": Task(reconstruction, "Reconstruction", needs=(), splits=True),
+    "perturbation": Task(perturbation, "Perturbation", needs=("label", "control"), splits=True),
+    "markers": Task(markers, "Marker recovery", splits=True),
     "mapping": Task(mapping, "Mapping to a reference", needs=("label", "reference")),
     "drug_response": Task(drug_response, "Drug response", needs=("label", "reference")),
-    "robustness": Task(robustness, "Robustness"),
+    "robustness": Task(robustness, "Robustness", splits=True),
 }
 
 

@@ -18,6 +18,9 @@ from cellray.core.sections import Section
 from cellray.core.seeds import generator
 from cellray.learn.learner import Learner
 
+CELLS = "cells"
+"""As ``split_by``: single cells are held out."""
+
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
@@ -74,7 +77,9 @@ class Spec(Section):
     label
         The obs column to predict, or by which an embedding is judged.
     split_by
-        An obs column (a donor) whose values are held out whole; None stratifies by label.
+        An obs column (a donor) whose values are held out whole. A task that is given None holds out
+        single cells; in what is asked, that is `CELLS`, and None is what the atlas allows
+        (`cellray.evaluation.held_out`).
     batch
         The obs column of the batches that an embedding should mix.
     matrix
@@ -113,8 +118,13 @@ class Spec(Section):
     @property
     def columns(self) -> list[str]:
         """The obs columns that it names."""
-        named = [self.label, self.split_by, self.batch]
+        named = [self.label, self.held_out, self.batch]
         return list(dict.fromkeys(name for name in named if name is not None))
+
+    @property
+    def held_out(self) -> str | None:
+        """The column whose values are held out whole; None for single cells."""
+        return None if self.split_by == CELLS else self.split_by
 
 
 @dataclass(frozen=True)
@@ -266,11 +276,14 @@ class Task:
         Its name for people.
     needs
         What of a `Spec` must be named: ``label``, ``batch``, ``matrix``, ``reference``.
+    splits
+        Whether it learns from some of the scored cells and holds others out.
     """
 
     run: Callable[[Embeddings, Spec], Report]
     title: str
     needs: tuple[str, ...] = ("label",)
+    splits: bool = False
 
 
 def sample_cells(n_cells: int, at_most: int, seed: int, purpose: str) -> NDArray[np.int64]:

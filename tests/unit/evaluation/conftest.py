@@ -9,6 +9,7 @@ from cellray.atlas.store import Atlas
 from cellray.atlas.write import ingest
 from cellray.core.recipe import Recipe
 from cellray.evaluation.facts import params_of
+from cellray.evaluation.held_out import settled
 from cellray.evaluation.suite import Suite
 from cellray.learn.learner import Learner
 from cellray.track import models, runs
@@ -74,7 +75,7 @@ def log(registry, atlas):
             dataset_name="cells.zarr",
             dataset_digest=digest,
             dataset_url=atlas.url,
-            params=params_of(suite.specs({})[task][1], max_cells),
+            params=params_of(suite.specs(settled(suite, {}, atlas)[0])[task][1], max_cells),
             tags=tags,
             task=task,
         )

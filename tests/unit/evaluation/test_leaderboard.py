@@ -99,7 +99,7 @@ def test_cells_a_second_are_those_of_the_fastest_pass(evaluated, atlas, monkeypa
     "other",
     [
         {"label": "donor"},
-        {"split_by": "donor"},
+        {"split_by": "cells"},
         {"seed": 1},
         {"max_cells": 100},
         {"digest": "f" * 64},
@@ -125,7 +125,8 @@ def test_what_is_missing_is_evaluated_and_nothing_else(log, atlas, monkeypatch, 
     monkeypatch.setattr(module, "evaluate_suite", evaluate_suite)
     told = []
     board = board_of(atlas, suite=suite, tell=told.append)
-    assert asked == [("models:/cells/2", atlas.url, ["clustering"], {"label": "cell_type"}, 50_000)]
+    given = {"label": "cell_type", "split_by": "donor"}  # by default, and settled once
+    assert asked == [("models:/cells/2", atlas.url, ["clustering"], given, 50_000)]
     assert told == ["models:/cells/2: evaluating clustering"]
     assert board.metrics == [GATED, "clustering/model/leiden/nmi"]
     assert board.rows[0].scores["clustering/model/leiden/nmi"].value == 0.7

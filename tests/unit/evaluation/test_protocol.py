@@ -8,6 +8,7 @@ import pytest
 from cellray.core.errors import CellrayError
 from cellray.evaluation.facts import params_of
 from cellray.evaluation.gates import newest, protocols, whole_groups
+from cellray.evaluation.held_out import settled
 from cellray.evaluation.suite import Suite
 from cellray.evaluation.watch import _Watcher
 from cellray.tasks.task import Spec
@@ -58,7 +59,8 @@ def test_an_evaluation_with_other_content_of_a_file_is_none_of_the_suite(log, at
     run = log("models:/cells/2", "annotation", {KNN: 0.5}, ontology=str(ontology))
 
     def found():
-        return newest(stored(), protocols(suite.specs({}), atlas.digest, 50_000))
+        entries = suite.specs(settled(suite, {}, atlas)[0])
+        return newest(stored(), protocols(entries, atlas.digest, 50_000))
 
     def groups():
         return whole_groups(suite, stored(), uri="models:/cells/2", file="suite.yaml")
