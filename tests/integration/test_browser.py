@@ -233,12 +233,13 @@ def test_the_report_opens_by_itself(browser, url, evaluation, tmp_path):
         assert (asked, visit.said) == ([], [])
 
 
-def look(browser, url, **settings):
+def look(browser, url, name, **settings):
     """Open the page of a version, and see its picture."""
     with visiting(browser, base_url=url, **settings) as visit:
         visit.page.goto("/#/models/cells/versions/1")
-        expect(visit.page.get_by_text("trained by")).to_be_visible()
+        expect(visit.page.get_by_role("row").filter(has_text="trained by")).to_be_visible()
         visit.pictures(1)
+        visit.keep(name)
 
 
 @pytest.mark.slow
@@ -247,7 +248,7 @@ def test_pictures_show_in_the_ui_of_a_local_store(browser, tmp_path, monkeypatch
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     register("cells", {})
     with serving(free_ports(1)[0]) as (url, _):
-        look(browser, url)
+        look(browser, url, "registry-local")
 
 
 @pytest.mark.slow
@@ -272,7 +273,7 @@ def test_pictures_show_behind_a_password_from_object_storage(browser, s3, tmp_pa
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         register("cells", {})
-        look(browser, server.url, http_credentials=user)
+        look(browser, server.url, "registry-password", http_credentials=user)
         with visiting(browser, base_url=server.url) as stranger:
             picture = (
                 "/get-artifact?path=curve.png&run_uuid="
