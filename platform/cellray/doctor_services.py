@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Literal
 from urllib.parse import urlsplit
 
+from cellray.cluster.address import NoClusterError, find_address
 from cellray.core.errors import CellrayError
 
 State = Literal["ok", "warning", "fail"]
@@ -38,15 +39,14 @@ except CellrayError as error:
 """Joins a cluster as a run's driver does, in a process that may be ended."""
 
 JOBS = """
-import os, sys
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
+import sys
+from cellray.cluster.address import find_address
+from cellray.core.errors import CellrayError
 try:
-    client = JobSubmissionClient(os.environ["RAY_ADDRESS"])
-    print(f"takes jobs; {len(client.list_jobs())} so far")
-except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
-    print(str(error).split(".")[0])
-    print("check RAY_ADDRESS, RAY_AUTH_TOKEN, and Ray's version there")
+    from cellray.cluster.jobs import Jobs
+    print(f"takes jobs; {len(Jobs(find_address()).list())} so far")
+except CellrayError as error:
+    print(error.what, error.mend, sep="\\n")
     sys.exit(2)
 """
 """Knocks where jobs are submitted, as `cellray submit` does."""
@@ -72,16 +72,24 @@ class Finding:
 
 
 def ray() -> Finding:
-    """Join the cluster that ``RAY_ADDRESS`` names, or ask for jobs at its dashboard."""
+    """Join the cluster that ``RAY_ADDRESS`` names, or else ask for jobs where ``submit`` would."""
     have = f"Ray {version('ray')}"
     address = os.environ.get("RAY_ADDRESS", "local") or "local"
-    if address == "local":
-        return Finding("ok", f"{have}, in this process; RAY_ADDRESS names no cluster")
-    web = address.startswith(("http://", "https://"))
+    alone = address == "local"
+    join = not alone and not address.startswith(("http://", "https://"))
+    if not join:
+        try:
+            where = find_address()
+        except NoClusterError:
+            return Finding("ok", f"{have}, in this process; nothing names a cluster")
+        except CellrayError as error:
+            return Finding("fail", f"{have}; {error.what}", error.mend)
+        address = where.url
+        have += ", in this process" if alone else ""
     try:
         # What Ray prints is kept away, and one that hangs can be ended.
         done = subprocess.run(
-            [sys.executable, "-c", JOBS if web else JOIN],
+            [sys.executable, "-c", JOIN if join else JOBS],
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -91,7 +99,7 @@ def ray() -> Finding:
         return Finding(
             "fail",
             f"{have}; {address} says nothing for {PATIENCE:.0f} s",
-            "check RAY_ADDRESS: HOST:6379 to join a cluster, http://HOST:8265 to submit jobs",
+            "check the address: HOST:6379 to join a cluster, http://HOST:8265 to submit jobs",
         )
     said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     if done.returncode == 0 and said:
@@ -99,7 +107,7 @@ def ray() -> Finding:
     if done.returncode == 2 and len(said) >= 2:
         return Finding("fail", f"{have}; {said[-2]}", said[-1])
     last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-    return Finding("fail", f"{have}; cannot join {address}: {last}", "check RAY_ADDRESS")
+    return Finding("fail", f"{have}; cannot join {address}: {last}", "check the address")
 
 
 def mlflow() -> Finding:

@@ -44,7 +44,7 @@ def test_a_cluster_is_joined_and_a_wrong_token_told(door, ray_cluster, tmp_path,
     assert refused.state == "fail"
     assert "RAY_AUTH_TOKEN" in refused.mend
     # Where drivers join, Ray says no more than that it could not connect.
-    assert ("token is invalid" if door == "dashboard" else "Failed to connect") in refused.found
+    assert ("refuses the token" if door == "dashboard" else "Failed to connect") in refused.found
 
 
 def test_a_server_is_asked_for_its_version(tmp_path, monkeypatch):

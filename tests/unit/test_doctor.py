@@ -17,7 +17,8 @@ import pytest
 from cellray import doctor, doctor_services
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+SERVICES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+SERVICES += ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE")
 
 
@@ -183,7 +184,22 @@ def test_a_ray_that_is_not_there_fails(address, nobody, monkeypatch):
     found = doctor_services.ray()
     assert found.state == "fail"
     assert nobody in found.found
-    assert "RAY_ADDRESS" in found.mend or "ray job submit" in found.mend
+    assert "check " in found.mend or "ray job submit" in found.mend
+
+
+def test_a_cluster_that_takes_jobs_is_asked_without_ray_address(nobody, tmp_path, monkeypatch):
+    """As `submit` does: the environment's dashboard, or else the local cluster of this folder."""
+    assert "nothing names a cluster" in doctor_services.ray().found
+    folder = tmp_path / ".cellray" / "cluster"
+    folder.mkdir(parents=True)
+    (folder / "token").write_text("t0ken")
+    state = {"dashboard": f"http://{nobody}", "token": str(folder / "token")}
+    (folder / "state.json").write_text(json.dumps(state))
+    found = doctor_services.ray()
+    assert found.state == "fail"
+    assert f"no Ray takes jobs at http://{nobody}: nothing listens there" in found.found
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "ftp://there")
+    assert "RAY_API_SERVER_ADDRESS is 'ftp://there'" in doctor_services.ray().found
 
 
 def test_a_ray_that_says_nothing_fails_in_time(mute, monkeypatch):

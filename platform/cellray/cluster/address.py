@@ -20,6 +20,10 @@ class ClusterError(CellrayError):
     """The cluster is away, or refuses; it may be back later."""
 
 
+class NoClusterError(CellrayError):
+    """Nothing names a cluster."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Where a cluster takes jobs.
@@ -53,8 +57,10 @@ def find_address(given: str | None = None) -> Address:
 
     Raises
     ------
+    NoClusterError
+        Nothing names one.
     CellrayError
-        Nothing names one, or what is named is no address of a dashboard.
+        What is named is no address of a dashboard.
     """
     if given is not None:
         return _known(_checked(given, "--address"))
@@ -67,7 +73,7 @@ def find_address(given: str | None = None) -> Address:
     found = _local()
     if found is not None:
         return found
-    raise CellrayError("no cluster is named", MEND)
+    raise NoClusterError("no cluster is named", MEND)
 
 
 def _checked(url: str, source: str) -> Address:

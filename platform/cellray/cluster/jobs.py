@@ -15,7 +15,8 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cellray.cluster.address import Address, ClusterError
 from cellray.core.errors import CellrayError, suggest
-from cellray.track.store import first_line, scrub
+from cellray.core.secrets import scrub
+from cellray.track.store import first_line
 
 REQUEST_SECONDS = 60.0
 KNOCK_SECONDS = 10.0

@@ -212,6 +212,22 @@ def test_where_mlflow_is_must_be_seen_by_the_cluster(monkeypatch, alone):
         settings.tracking({}, {}, here=True)
 
 
+def test_without_an_address_of_mlflow_the_nodes_own_counts(monkeypatch, capfd):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    words = ["submit", "inspect", "s3://b/a", "--dry-run", "--no-code", "--json"]
+    with answering(200, f'{{"ray_version": "{ray.__version__}"}}') as url:
+        assert main([*words, "--address", url]) == 0
+        said = capfd.readouterr()
+        assert json.loads(said.out)["env"] == {}
+        assert json.loads(said.out)["mlflow"] == "the cluster's own"
+        assert "MLFLOW_TRACKING_URI is not set" in said.err
+        given = "MLFLOW_TRACKING_URI=http://mlflow:5000"
+        assert main([*words, "--address", url, "--env", given]) == 0
+    said = capfd.readouterr()
+    assert json.loads(said.out)["env"] == dict([given.split("=")])
+    assert "is not set" not in said.err
+
+
 def test_ids_are_readable_and_unique():
     made = {job_id("evaluate", "pbmc@champion / x") for _ in range(20)}
     assert len(made) == 20
