@@ -15,7 +15,7 @@ from cellray.learn.learner import Learner
 
 SEEDS = methods.SEEDS[:2]  # docs/benchmarks/methods.md has three
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("gates")]  # they share trained models
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)

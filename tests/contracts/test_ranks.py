@@ -31,12 +31,7 @@ cases = pytest.mark.parametrize(
     "case",
     [
         *QUICK,
-        *(
-            pytest.param(
-                case, marks=[pytest.mark.slow, pytest.mark.xdist_group(f"{case[1]}-{case[3]}")]
-            )
-            for case in SLOW
-        ),
+        *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW),
     ],
     ids=lambda case: "-".join(map(str, case)),
 )

@@ -63,20 +63,6 @@ def test_a_submitted_job_registers_its_model(ray_cluster, atlas, tmp_path, monke
     assert any("raysubmit_" in value for value in run.data.tags.values())
 
 
-@pytest.mark.slow
-def test_a_submitted_sweep_registers_its_best_model(ray_cluster, atlas, tmp_path, monkeypatch):
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    entrypoint = ["python", "jobs/sweep.py", "--recipe", "configs/sweep/masked.yaml"]
-    entrypoint += ["--atlas", atlas.url, "--name", "swept", "--trials", "2", "--json"]
-    done = submit(ray_cluster, tmp_path, store, *entrypoint, "--storage", str(tmp_path / "runs"))
-    assert done.returncode == 0, done.stdout + done.stderr
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    (version,) = show_model("swept")["versions"]
-    assert version["aliases"] == ["challenger"]
-    assert [*(tmp_path / "runs").glob("*/study.db")]
-
-
 def test_a_job_with_bad_input_fails_in_one_line(ray_cluster, tmp_path):
     store = f"sqlite:///{tmp_path}/mlflow.db"
     absent = str(tmp_path / "absent")

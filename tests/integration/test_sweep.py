@@ -168,16 +168,6 @@ def test_two_metrics_are_a_front_and_the_first_chooses(atlas, store, ray_local):
     assert {"pareto.png", "knn_macro_f1_history.png", "validation_loss_history.png"} <= files
 
 
-@pytest.mark.slow
-def test_a_budget_in_cells_begins_no_more_trials(atlas, store, ray_local):
-    searched = wanted(budget={"trials": 50, "cells": 5_000}, concurrent=1)
-    ref = sweep(searched, atlas, "swept")
-    count = ref.trials["complete"]
-    cells = client().get_run(ref.run_id).data.metrics["cells"]
-    assert 1 < count < 10
-    assert cells >= 5_000 > cells * (count - 1) / count * 0.6
-
-
 def test_a_sweep_that_ended_takes_more_budget_and_begins_another_one(atlas, store, ray_local):
     ref = sweep(wanted(budget={"trials": 2}), atlas, "swept")
     more = resume_sweep(ref.run_id, budget={"trials": 3})
