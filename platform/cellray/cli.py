@@ -15,14 +15,14 @@ import typer
 
 from cellray import __version__
 from cellray.cli_atlas import atlas_verbs
-from cellray.cli_cluster import submitting
+from cellray.cli_cluster import cluster
 from cellray.cli_embed import embedding
 from cellray.cli_evaluate import evaluating
 from cellray.cli_jobs import jobs
-from cellray.cli_local import cluster
 from cellray.cli_models import models
 from cellray.cli_pipeline import piping
 from cellray.cli_serve import serve_verbs
+from cellray.cli_submit import submitting
 from cellray.cli_train import train_verbs
 from cellray.cli_verbs import verbs
 from cellray.completion import whole_words

@@ -11,7 +11,7 @@ import typer.main
 
 import cellray
 from cellray.cli import app, main
-from cellray.cli_cluster import VERBS, _parse
+from cellray.cli_submit import VERBS, _parse
 from cellray.cluster import ship
 from cellray.cluster.ship import Shipment, newest_wheel
 from cellray.cluster.words import fit_words, title
