@@ -130,9 +130,10 @@ def test_completing_loads_nothing_heavy_and_is_quick(plates):
 
 def test_a_tab_in_a_real_bash_completes_a_model(plates):
     ours, theirs = pty.openpty()
-    script = subprocess.run(
-        [CELLRAY, "--show-completion", "bash"], capture_output=True, text=True, check=True
-    ).stdout
+    # Typer would look for a shell among this process's parents, and there need not be one.
+    named = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    show = [CELLRAY, "--show-completion", "bash"]
+    script = subprocess.run(show, env=named, capture_output=True, text=True, check=True).stdout
     (plates / "rc").write_text(f"{script}\nPS1='$ '\nset +o histexpand\n")
     env = {**os.environ, "PATH": f"{CELLRAY.parent}:{os.environ['PATH']}", "TERM": "dumb"}
     bash = subprocess.Popen(
