@@ -72,6 +72,12 @@ def test_manifest_asks_for_the_token_and_holds_no_secret(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_job_waits_in_the_heads_queue_for_a_day(kind):
+    (head,) = cluster(kind)["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"name": "RAY_JOB_START_TIMEOUT_SECONDS", "value": "86400"} in head["env"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_manifest_names_the_pinned_ray(kind):
     assert f"ray=={cluster(kind)['rayVersion']}" in PINNED
 
