@@ -26,15 +26,40 @@ def launcher():
     return yaml.safe_load(LAUNCHER.read_text())
 
 
-def test_launcher_follows_rays_schema(launcher):
+@pytest.fixture(scope="module")
+def check_launcher():
+    """Ray's own schema of what `ray up` reads."""
     import ray.autoscaler
 
     path = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
-    jsonschema.validate(launcher, json.loads(path.read_text()))
+    return jsonschema.Draft7Validator(json.loads(path.read_text())).validate
+
+
+def test_launcher_follows_rays_schema(launcher, check_launcher):
+    check_launcher(launcher)
     assert launcher["head_node_type"] in launcher["available_node_types"]
     workers = [kind for kind in launcher["available_node_types"] if kind != "head"]
     wanted = sum(launcher["available_node_types"][kind]["max_workers"] for kind in workers)
     assert wanted <= launcher["max_workers"]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("idle_timeout_minutes:", "idle_timeout_minute:"),
+        ("pull_before_run:", "pull_before_runs:"),
+        ("min_workers: 0", "min_worker: 0"),
+        ("max_workers: 8", "max_workers: eight"),
+        ("resources: {CPU: 0}", "resources: {CPU: none}"),
+        ("labels: {cellray/role: feed}", "labels: [cellray/role]"),
+        ("type: aws", "kind: aws"),
+    ],
+)
+def test_a_mistake_in_the_launchers_file_is_refused(right, wrong, check_launcher):
+    text = LAUNCHER.read_text()
+    assert right in text
+    with pytest.raises(jsonschema.ValidationError):
+        check_launcher(yaml.safe_load(text.replace(right, wrong)))
 
 
 def test_launcher_starts_with_a_token_and_keeps_the_dashboard_on_loopback(launcher):

@@ -33,9 +33,23 @@ def test_it_follows_the_published_schema():
     assert done.returncode == 0, done.stdout
 
 
-def test_a_misspelt_key_is_refused(tmp_path):
-    (tmp_path / "compose.yaml").write_text(FILE.read_text().replace("healthcheck:", "healthchek:"))
-    assert "healthchek" in check(tmp_path / "compose.yaml").stdout
+@pytest.mark.parametrize(
+    ("right", "wrong", "named"),
+    [
+        ("healthcheck:", "healthchek:", "healthchek"),
+        ("condition: service_healthy", "condition: healthy", "healthy"),
+        ("deploy: {replicas: 2}", "deploy: {replica: 2}", "replica"),
+        ("retries: 30", "retries: [30]", "[30]"),
+        ('ports: ["127.0.0.1:9000:9000"]', "ports: 9000", "9000"),
+    ],
+)
+def test_a_mistake_is_refused(right, wrong, named, tmp_path):
+    text = FILE.read_text()
+    assert right in text
+    (tmp_path / "compose.yaml").write_text(text.replace(right, wrong))
+    done = check(tmp_path / "compose.yaml")
+    assert done.returncode == 1
+    assert named in done.stdout
 
 
 def test_every_service_is_watched_and_pinned(compose):
