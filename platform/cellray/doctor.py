@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
+from cellray.core.secrets import first_line
 from cellray.core.types import Progress
 from cellray.doctor_services import Finding, mlflow, ray, s3_credentials, s3_round_trip
 
@@ -247,8 +248,9 @@ def diagnose(s3: str | None = None, progress: Progress | None = None) -> dict[st
         try:
             found[name] = check()
         except (ImportError, OSError) as error:  # a library that lacks a file of its own
-            what = (str(error).splitlines() or [type(error).__name__])[0]
-            found[name] = Finding("fail", what, f"{_pip()} install --force-reinstall cellray")
+            found[name] = Finding(
+                "fail", first_line(error), f"{_pip()} install --force-reinstall cellray"
+            )
     if progress is not None:
         progress("check", len(checks), len(checks))
     return found

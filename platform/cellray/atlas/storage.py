@@ -28,7 +28,7 @@ from zarr.storage import ObjectStore as _ZarrStore
 
 from cellray.atlas.traffic import TRAFFIC
 from cellray.core.errors import CellrayError
-from cellray.core.secrets import scrub
+from cellray.core.secrets import first_line, scrub
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
@@ -213,7 +213,7 @@ def _refusal(url: str, error: Exception) -> CellrayError | None:
             "check AWS_ENDPOINT_URL: what is there is no object store, or one that is closed",
         )
     return StorageError(
-        f"{url}: the object store does not answer: {said or text.splitlines()[0][:200]}",
+        f"{url}: the object store does not answer: {said or first_line(error)}",
         "check AWS_ENDPOINT_URL and the network",
     )
 
@@ -283,7 +283,7 @@ def _fetch_remote(store: ObjectStore, path: str, start: int, end: int | None) ->
         except BaseError as error:
             if time.monotonic() - began > PATIENCE:
                 raise
-            why = scrub(str(error).splitlines()[0])[:200]
+            why = first_line(error)
         TRAFFIC.add(retries=1)
         logger.warning("reading %s again in %.1f s: %s", path, pause, why)
         time.sleep(pause * random.uniform(0.5, 1))

@@ -12,7 +12,7 @@ from ray.job_submission import JobDetails
 
 from cellray.cluster.address import ClusterError
 from cellray.cluster.jobs import Jobs, ended
-from cellray.track.store import first_line
+from cellray.core.secrets import first_line
 
 LOOK_SECONDS = 0.5
 LOST = 5

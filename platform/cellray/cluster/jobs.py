@@ -15,8 +15,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cellray.cluster.address import Address, ClusterError
 from cellray.core.errors import CellrayError, suggest
-from cellray.core.secrets import scrub
-from cellray.track.store import first_line
+from cellray.core.secrets import first_line, scrub
 
 REQUEST_SECONDS = 60.0
 KNOCK_SECONDS = 10.0

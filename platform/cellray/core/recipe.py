@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from math import lcm
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -12,6 +12,8 @@ from cellray.core.errors import CellrayError, suggest
 from cellray.core.parts import Part, reason
 from cellray.core.sections import Data, Init, Optim, Probe, Section, Train
 from cellray.core.settings import apply_change, read_yaml
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class Recipe(Section):
@@ -128,6 +130,36 @@ class Recipe(Section):
     def dump(self) -> str:
         """Give the YAML that `load` reads back to an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def checked(model: type[Checked], values: Any, kind: str) -> Checked:  # noqa: ANN401 - YAML
+    """Check what a file of settings holds.
+
+    Parameters
+    ----------
+    model
+        What it shall be.
+    values
+        What it is.
+    kind
+        The word for it in messages; its examples are in ``configs/KIND/``.
+
+    Raises
+    ------
+    CellrayError
+        An unknown key (the nearest known one is named) or a value that cannot be.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        mend = (
+            suggest(key, dotted_keys(model))
+            if first["type"] == "extra_forbidden"
+            else f"see configs/{kind}/ for the form"
+        )
+        raise CellrayError(f"{kind} key {reason(error)}", mend) from error
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

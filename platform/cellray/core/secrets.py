@@ -15,3 +15,9 @@ def scrub(text: str) -> str:
     A URI that lacks its colon, as in ``postgresql//user:password@host``, is no less secret.
     """
     return CREDENTIALS.sub(f"//{HIDDEN}", text)
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of what an error says, else its kind, without passwords."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return scrub(line)[:200]  # scrubbed first: a cut may take the @ by which it knows a password

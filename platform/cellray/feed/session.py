@@ -12,6 +12,7 @@ from functools import cache
 import ray
 
 from cellray.core.errors import CellrayError
+from cellray.core.secrets import first_line
 
 # What Ray says at every start, though nothing is wrong. Its other warnings stay.
 _CHATTER = {
@@ -62,7 +63,7 @@ def ray_session(num_cpus: int | None = None, *, dashboard: bool = False) -> Iter
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise CellrayError(
-            f"cannot reach Ray at {address or 'this machine'}: {str(error).splitlines()[0]}",
+            f"cannot reach Ray at {address or 'this machine'}: {first_line(error)}",
             "check RAY_ADDRESS and RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run in this process",
         ) from error
     if callable(terminate) and threading.current_thread() is threading.main_thread():

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from cellray.atlas.store import Atlas
 from cellray.atlas.vocabulary import read_vocabulary
 from cellray.core.errors import CellrayError, suggest
-from cellray.core.parts import reason
-from cellray.core.recipe import Recipe, dotted_keys
+from cellray.core.recipe import Recipe, checked
 from cellray.core.sections import Section
 from cellray.core.settings import read_yaml, set_key
 from cellray.core.texts import read_text
@@ -175,17 +174,7 @@ class Pipeline:
             A file that is none; an unknown key, with the nearest; a value that cannot be; a
             promotion without a condition.
         """
-        try:
-            settings = Settings.model_validate(read_yaml(path))
-        except ValidationError as error:
-            found = error.errors()[0]
-            key = ".".join(map(str, found["loc"]))
-            mend = (
-                suggest(key, dotted_keys(Settings))
-                if found["type"] == "extra_forbidden"
-                else "see configs/pipeline/ for the form"
-            )
-            raise CellrayError(f"pipeline key {reason(error)}", mend) from error
+        settings = checked(Settings, read_yaml(path), "pipeline")
         folder = Path(path).expanduser().parent
         suite, file = _suite(settings.evaluate.suite, folder)
         made = cls(settings, _recipe(settings.pretrain, folder), suite, file)

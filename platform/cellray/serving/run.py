@@ -14,10 +14,10 @@ from ray.serve.schema import LoggingConfig
 from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.core.ports import require_free
+from cellray.core.secrets import first_line
 from cellray.feed.session import ray_session
 from cellray.serving.app import Settings, build
 from cellray.track.catalogue import version_of
-from cellray.track.store import first_line
 
 APPLICATION = "cellray"
 

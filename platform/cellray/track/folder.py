@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 import cellray
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
+from cellray.core.secrets import first_line
 from cellray.learn.learner import Learner
 
 FORMAT = 1
@@ -79,7 +80,7 @@ def load_model(folder: str | Path) -> Learner:
     except (RuntimeError, SafetensorError) as error:
         raise CellrayError(
             f"the weights in {folder} do not fit this cellray {cellray.__version__}: "
-            f"{str(error).splitlines()[0]}",
+            f"{first_line(error)}",
             f"use cellray {facts['cellray_version']}, which wrote them",
         ) from error
     return learner.eval()

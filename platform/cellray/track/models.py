@@ -19,7 +19,7 @@ from mlflow.entities import Dataset, DatasetInput, LoggedModelInput, Metric
 from mlflow.exceptions import MlflowException
 
 from cellray.core.errors import CellrayError
-from cellray.core.secrets import scrub
+from cellray.core.secrets import first_line, scrub
 from cellray.learn.learner import Learner
 from cellray.track.cards import SCORE, note_evaluation, write_cards
 from cellray.track.catalogue import aliases_of, find_model, find_version
@@ -106,8 +106,7 @@ def resolve(uri: str) -> Resolved:
         except (MlflowException, OSError) as error:
             raise CellrayError(
                 scrub(
-                    f"the files of {canonical} cannot be read from {location}: "
-                    f"{str(error).splitlines()[0]}"
+                    f"the files of {canonical} cannot be read from {location}: {first_line(error)}"
                 ),
                 "check that the artifact store is reachable, or take another version",
             ) from error

@@ -21,7 +21,7 @@ from mlflow.utils.rest_utils import http_request_safe
 from sqlalchemy.exc import SQLAlchemyError
 
 from cellray.core.errors import CellrayError
-from cellray.core.secrets import scrub
+from cellray.core.secrets import first_line, scrub
 from cellray.track.journal import (
     append_entry,
     append_mark,
@@ -30,7 +30,7 @@ from cellray.track.journal import (
     read_entries,
 )
 from cellray.track.runs import METRICS_PER_CALL
-from cellray.track.store import client, explain, first_line, store_errors
+from cellray.track.store import client, explain, store_errors
 
 TIMEOUTS = (5, 20)  # seconds to connect, and to be answered
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds

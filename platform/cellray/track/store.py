@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from cellray.core.errors import CellrayError
-from cellray.core.secrets import HIDDEN, scrub
+from cellray.core.secrets import HIDDEN, first_line, scrub
 
 TIMEOUT = 5  # seconds; MLflow's own retries take minutes to give up
 QUIET = {
@@ -240,9 +240,3 @@ def _artifacts() -> str | None:
 
 def _artifacts_beside(file: Path) -> str:
     return (file.parent / "artifacts").as_uri()
-
-
-def first_line(error: Exception) -> str:
-    """Give the first line of what an error says, without passwords."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return scrub(line)[:200]  # scrubbed first: a cut may take the @ by which it knows a password

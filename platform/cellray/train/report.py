@@ -12,6 +12,7 @@ from cellray.atlas.store import Atlas
 from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
+from cellray.core.secrets import first_line
 from cellray.feed.source import train_dataset
 from cellray.train.ledger import Ledger
 from cellray.train.memory import out_of_memory
@@ -106,8 +107,9 @@ class RunCallback(UserCallback):
             if isinstance(error, OutOfMemoryError):
                 raise out_of_memory(self._recipe) from error
         rank, error = next(iter(errors.items()))
-        line = (str(error).splitlines() or [""])[0]
-        self._ledger.tell({"event": f"worker {rank} failed ({type(error).__name__}: {line})"})
+        self._ledger.tell(
+            {"event": f"worker {rank} failed ({type(error).__name__}: {first_line(error)})"}
+        )
 
 
 class GroupSize(WorkerGroupCallback):

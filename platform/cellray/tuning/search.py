@@ -32,9 +32,8 @@ from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import SQLAlchemyError
 
 from cellray.core.errors import CellrayError
-from cellray.core.secrets import scrub
+from cellray.core.secrets import first_line, scrub
 from cellray.core.seeds import seed_of
-from cellray.track.store import first_line
 from cellray.tuning.points import draw
 from cellray.tuning.sections import Search
 from cellray.tuning.settings import Sweep

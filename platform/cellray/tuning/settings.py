@@ -7,11 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError
-
-from cellray.core.errors import CellrayError, suggest
-from cellray.core.parts import reason
-from cellray.core.recipe import Recipe, dotted_keys
+from cellray.core.errors import CellrayError
+from cellray.core.recipe import Recipe, checked
 from cellray.core.sections import MODES, Criterion
 from cellray.core.settings import change_of, read_yaml, set_key
 from cellray.learn.build import check_recipe
@@ -102,17 +99,7 @@ class Sweep:
             undo; validation losses that do not compare; a metric that nothing computes.
         """
         set_keys = dict(map(change_of, changes))
-        try:
-            settings = Settings.model_validate(deepcopy(dict(values)))
-        except ValidationError as error:
-            found = error.errors()[0]
-            key = ".".join(map(str, found["loc"]))
-            mend = (
-                suggest(key, dotted_keys(Settings))
-                if found["type"] == "extra_forbidden"
-                else "see configs/sweep/ for the form"
-            )
-            raise CellrayError(f"sweep key {reason(error)}", mend) from error
+        settings = checked(Settings, deepcopy(dict(values)), "sweep")
         whole = parse_space(settings.space)
         for key, value in set_keys.items():
             _place(settings.recipe, whole, key, value)

@@ -12,7 +12,7 @@ from pyarrow.fs import copy_files
 
 from cellray.atlas.storage import is_remote
 from cellray.core.errors import CellrayError
-from cellray.track.store import first_line
+from cellray.core.secrets import first_line
 from cellray.train.storage import file_system
 
 FILE = "study.db"

@@ -1,6 +1,6 @@
 import pytest
 
-from cellray.core.secrets import scrub
+from cellray.core.secrets import first_line, scrub
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,16 @@ from cellray.core.secrets import scrub
 )
 def test_scrub_hides_credentials_and_nothing_else(text, shown):
     assert scrub(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(), "OSError"),
+        (ValueError("\nsecond"), "second"),
+        (RuntimeError("one\ntwo"), "one"),
+        (RuntimeError("x" * 190 + " http://bob:s3cret@host/"), "x" * 190 + " http://**"),
+    ],
+)
+def test_first_line_of_an_error(error, line):
+    assert first_line(error) == line
