@@ -14,7 +14,7 @@ from cellray.score.calibration import brier, expected_calibration_error
 from cellray.score.ontology import Ontology, lenient
 from cellray.tasks import figures, maps
 from cellray.tasks.calibration import BINS, binned_confidence, reliability_figure
-from cellray.tasks.intervals import against_champion, f1_intervals
+from cellray.tasks.intervals import against, f1_intervals, missing_note, units_of
 from cellray.tasks.methods import PCA_NOTE
 from cellray.tasks.readouts import UNIFORM, Found, K, Told, predictions, read, trivial
 from cellray.tasks.splits import Split, make_splits, usable_cells
@@ -65,7 +65,7 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
             f"{spec.splits} were asked for."
         )
     order, sizes = _abundance(labels)
-    units = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = units_of(groups, len(labels))
     ontology = None if spec.ontology is None else Ontology.of(spec.ontology)
     found = read(data, labels, splits, spec)
     told = {**predictions(found), **trivial(data, labels, splits)}
@@ -73,10 +73,7 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
     scores = _scores(found, told, labels, splits, rare, ontology)
     intervals = f1_intervals(told, labels, splits, units, spec.seed)
     if intervals.empty:
-        notes.append(
-            f"A split holds out one value of '{spec.split_by}', so there are no intervals: they "
-            "would have to say how scores differ between several."
-        )
+        notes.append(missing_note(spec.split_by))
     classes = _classes(told, labels, splits, order, sizes)
     matrix = _confusion(told, labels, splits, order)
     notes += [*_unseen(labels, splits), PCA_NOTE, *_more_notes(found, ontology, labels)]
@@ -87,7 +84,8 @@ def annotation(embeddings: Embeddings, spec: Spec) -> Report:
         "calibration": calibration,
     }
     if "champion" in data.frozen and len(intervals):
-        tables["against_champion"] = against_champion(told, labels, splits, units, spec.seed)
+        compared = against("champion", told, labels, splits, units, spec.seed)
+        tables["against_champion"] = compared
     coloured = {"umap_label": (str(spec.label), labels)}
     if groups is not None:
         coloured["umap_split"] = (str(spec.split_by), groups)

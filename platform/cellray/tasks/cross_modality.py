@@ -21,10 +21,11 @@ from cellray.score.regression import (
 )
 from cellray.tasks import figures
 from cellray.tasks.finetune import regress
+from cellray.tasks.intervals import missing_note, pearson_intervals, units_of
 from cellray.tasks.methods import embedded
 from cellray.tasks.splits import cells_with, make_splits, usable_cells
 from cellray.tasks.steps import Counts
-from cellray.tasks.task import NO_INTERVALS, Embeddings, Report, Spec
+from cellray.tasks.task import Embeddings, Report, Spec
 
 SHOWN = ("pearson_features", "pearson_flat")
 """What the figure shows."""
@@ -67,12 +68,11 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
     strata = np.full(n_cells, "") if spec.label is None else embeddings.column(spec.label)
     groups = None if spec.split_by is None else embeddings.column(spec.split_by)
     splits = make_splits(strata, groups, spec)
-    rows: list[tuple[str, str, str, int, float]] = []
-    features: dict[str, list[NDArray[np.float64]]] = {}
+    everything: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     with threadpool_limits(1, user_api="blas"):
         data = replace(embeddings, frozen=embedded(embeddings, seed=spec.seed))
         for number, split in enumerate(splits):
-            known, true = values_NF[split.train], values_NF[split.test]
+            known = values_NF[split.train]
             told = {
                 method: ridge_regression(z_ND[split.train], known, z_ND[split.test], seed=spec.seed)
                 for method, z_ND in embedded(data, train=split.train, seed=spec.seed).items()
@@ -80,8 +80,7 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
             told["mean"] = mean_baseline(known, len(split.test))
             for method, predicted in told.items():
                 readout = "mean" if method == "mean" else "ridge"
-                rows += _rows(method, readout, number, true, predicted)
-                features.setdefault(method, []).append(column_pearson(true, predicted))
+                everything.setdefault((method, readout), []).append(predicted)
             if spec.fine_tune:
                 for method, learner in embeddings.learners.items():
                     predicted = regress(
@@ -92,10 +91,27 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
                         test=split.test,
                         seed=spec.seed + number,
                     )
-                    rows += _rows(method, "fine_tuned", number, true, predicted)
+                    everything.setdefault((method, "fine_tuned"), []).append(predicted)
+    rows = [
+        (*key, metric, number, value)
+        for key, of_splits in everything.items()
+        for number, (split, predicted) in enumerate(zip(splits, of_splits, strict=True))
+        for metric, value in _scores(values_NF[split.test], predicted).items()
+    ]
+    intervals = pearson_intervals(
+        everything, values_NF, splits, units_of(groups, n_cells), spec.seed
+    )
+    if intervals.empty:
+        notes.append(missing_note(spec.split_by))
     scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
     table = pd.DataFrame({"feature": np.arange(values_NF.shape[1])}).astype(str)
-    for method, of_splits in features.items():
+    for (method, readout), of_method in everything.items():
+        if readout == "fine_tuned":
+            continue
+        of_splits = [
+            column_pearson(values_NF[split.test], predicted)
+            for split, predicted in zip(splits, of_method, strict=True)
+        ]
         known = ~np.isnan(of_splits)  # a feature may be constant among the test cells of a split
         sums = np.where(known, of_splits, 0).sum(axis=0)
         table[method] = np.where(known.any(axis=0), sums / np.maximum(known.sum(axis=0), 1), np.nan)
@@ -107,24 +123,14 @@ def cross_modality(embeddings: Embeddings, spec: Spec) -> Report:
             f"in {len(splits)} splits (seed {spec.seed})."
         ),
         scores=scores,
+        intervals=intervals,
         tables={"features": table},
-        figures=(figures.scores_figure(scores[scores["metric"].isin(SHOWN)], NO_INTERVALS),),
+        figures=(figures.scores_figure(scores[scores["metric"].isin(SHOWN)], intervals),),
         notes=(
             *notes,
             "Read the correlation by feature; the flat one is high by the features' means.",
         ),
     )
-
-
-def _rows(
-    method: str,
-    readout: str,
-    split: int,
-    true: NDArray[np.float32],
-    predicted: NDArray[np.float64],
-) -> list[tuple[str, str, str, int, float]]:
-    values = _scores(true, predicted)
-    return [(method, readout, metric, split, value) for metric, value in values.items()]
 
 
 def _scores(true: NDArray[np.float32], predicted: NDArray[np.float64]) -> dict[str, float]:

@@ -1,13 +1,14 @@
-"""Intervals of F1 over the splits' test cells, and how the model differs from the champion."""
+"""Intervals of scores over the test cells, and how the model differs from another method."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from cellray.score.annotation import f1
-from cellray.score.bootstrap import f1_draws, interval, p_value, paired_f1_draws
+from cellray.score.bootstrap import f1_draws, interval, p_value, paired_f1_draws, pearson_draws
 from cellray.tasks.readouts import Told
 from cellray.tasks.splits import Split
 from cellray.tasks.task import INTERVALS, NO_INTERVALS
@@ -15,6 +16,19 @@ from cellray.tasks.task import INTERVALS, NO_INTERVALS
 DRAWS = 200
 """Resamples of the test cells, or of their groups, for an interval."""
 METRICS = ("macro_f1", "micro_f1")
+
+
+def units_of(groups: NDArray[np.str_] | None, n_cells: int) -> NDArray[np.int64]:
+    """Give what is drawn: the number of each cell's group, or of the cell; shape (N,)."""
+    return np.arange(n_cells) if groups is None else np.unique(groups, return_inverse=True)[1]
+
+
+def missing_note(split_by: str | None) -> str:
+    """Say why there are no intervals."""
+    return (
+        f"A split holds out one value of '{split_by}', so there are no intervals: they would have "
+        "to say how scores differ between several."
+    )
 
 
 def f1_intervals(
@@ -48,7 +62,7 @@ def f1_intervals(
     DataFrame
         As in `cellray.tasks.task.Report`.
     """
-    if min(len(np.unique(units[one.test])) for one in splits) < 2:
+    if not _several(splits, units):
         return NO_INTERVALS
     rows = []
     of = int(units.max()) + 1
@@ -60,6 +74,49 @@ def f1_intervals(
         for metric, of_metric in zip(METRICS, draws.T, strict=True):
             rows.append((method, readout, metric, *interval(of_metric)))
     return pd.DataFrame(rows, columns=INTERVALS)
+
+
+def pearson_intervals(
+    told: Mapping[tuple[str, str], Sequence[NDArray[Any]]],
+    values_NF: NDArray[Any],
+    splits: Sequence[Split],
+    units: NDArray[np.int64],
+    seed: int,
+) -> pd.DataFrame:
+    """Give intervals, as `f1_intervals` does, of ``pearson_features``.
+
+    Parameters
+    ----------
+    told
+        Predictions of the test cells of every split, each of shape (M, F).
+    values_NF
+        The true values, shape (N, F).
+    splits, units, seed
+        As of `f1_intervals`.
+
+    Returns
+    -------
+    DataFrame
+        As in `cellray.tasks.task.Report`.
+    """
+    if not _several(splits, units):
+        return NO_INTERVALS
+    rows = []
+    of = int(units.max()) + 1
+    for (method, readout), predictions in told.items():
+        draws = _over_splits(
+            pearson_draws(
+                values_NF[one.test], predicted, units[one.test], draws=DRAWS, seed=seed, of=of
+            )[:, np.newaxis]
+            for one, predicted in zip(splits, predictions, strict=True)
+        )
+        rows.append((method, readout, "pearson_features", *interval(draws[:, 0])))
+    return pd.DataFrame(rows, columns=INTERVALS)
+
+
+def _several(splits: Sequence[Split], units: NDArray[np.int64]) -> bool:
+    """Whether every split tests two units at least."""
+    return min(len(np.unique(units[one.test])) for one in splits) > 1
 
 
 def _over_splits(draws: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -75,30 +132,34 @@ def _over_splits(draws: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
     return averaged
 
 
-def against_champion(
+def against(
+    other: str,
     told: Told,
     labels: NDArray[np.str_],
     splits: Sequence[Split],
     units: NDArray[np.int64],
     seed: int,
 ) -> pd.DataFrame:
-    """Compare the model with the champion on the same test cells, by a paired bootstrap.
+    """Compare the model with another method on the same test cells, by a paired bootstrap.
 
     Parameters
     ----------
+    other
+        The method: ``champion``, ``untrained``.
     told, labels, splits, units, seed
-        As of `f1_intervals`; the champion's predictions are among them.
+        As of `f1_intervals`; the other's predictions are among them.
 
     Returns
     -------
     DataFrame
         ``readout``, ``metric``, ``difference``, ``low``, ``high`` and ``p``.
     """
-    rows = list(_differences(told, labels, splits, units, seed))
+    rows = list(_differences(other, told, labels, splits, units, seed))
     return pd.DataFrame(rows, columns=["readout", "metric", "difference", "low", "high", "p"])
 
 
 def _differences(
+    other: str,
     told: Told,
     labels: NDArray[np.str_],
     splits: Sequence[Split],
@@ -106,8 +167,8 @@ def _differences(
     seed: int,
 ) -> Iterator[tuple[str, str, float, float, float, float]]:
     of = int(units.max()) + 1
-    for readout in (readout for method, readout in told if method == "champion"):
-        pairs = zip(splits, told["model", readout], told["champion", readout], strict=True)
+    for readout in (readout for method, readout in told if method == other):
+        pairs = zip(splits, told["model", readout], told[other, readout], strict=True)
         both = [
             (f1(labels[one.test], ours), f1(labels[one.test], theirs), one, ours, theirs)
             for one, ours, theirs in pairs

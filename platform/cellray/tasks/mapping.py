@@ -27,7 +27,7 @@ from cellray.score.mapping import (
     rejection,
 )
 from cellray.tasks import figures
-from cellray.tasks.intervals import DRAWS, against_champion, f1_intervals
+from cellray.tasks.intervals import DRAWS, against, f1_intervals
 from cellray.tasks.readouts import K, Told
 from cellray.tasks.reference import Sides, embedded_pairs, sides_of
 from cellray.tasks.splits import Split
@@ -106,8 +106,8 @@ def mapping(embeddings: Embeddings, spec: Spec) -> Report:
         "confusion": matrix.rename_axis("true class").reset_index(),
     }
     if "champion" in folds and len(intervals):
-        tables["against_champion"] = against_champion(
-            told, sides.true, asked, sides.units, spec.seed
+        tables["against_champion"] = against(
+            "champion", told, sides.true, asked, sides.units, spec.seed
         )
     shown = scores[scores["metric"].isin(SHOWN)]
     return Report(

@@ -18,6 +18,7 @@ from cellray.score.annotation import f1, knn
 from cellray.score.embedding import log_normalise, pca_embedding
 from cellray.score.mapping import map_by_centroids
 from cellray.tasks.curves import Panel, curves_figure
+from cellray.tasks.intervals import f1_intervals, missing_note, units_of
 from cellray.tasks.names import PCA_DIM
 from cellray.tasks.splits import make_splits, usable_sample
 from cellray.tasks.task import Embeddings, Figure, Report, Spec
@@ -82,7 +83,7 @@ def robustness(embeddings: Embeddings, spec: Spec) -> Report:
     labels = data.column(spec.label)
     groups = None if spec.split_by is None else data.column(spec.split_by)
     splits = make_splits(labels, groups, spec)
-    rows = []
+    everything: dict[tuple[str, str], list[NDArray[np.str_]]] = {}
     whole = log_normalise(data.counts)
     with threadpool_limits(1, user_api="blas"):
         for readout, changed in _changed(data.counts, spec.seed).items():
@@ -90,7 +91,7 @@ def robustness(embeddings: Embeddings, spec: Spec) -> Report:
                 method: embed_matrix(learner, changed, data.genes)
                 for method, learner in data.learners.items()
             }
-            for number, split in enumerate(splits):
+            for split in splits:
                 train, test = split.train, split.test
                 both = vstack([data.counts[train], changed[test]], format="csr")
                 fitted = np.arange(len(train))
@@ -101,8 +102,17 @@ def robustness(embeddings: Embeddings, spec: Spec) -> Report:
                 mapped = map_by_centroids(whole[train], labels[train], log_normalise(changed[test]))
                 told["nearest_centroid"] = mapped.predicted
                 for method, predicted in told.items():
-                    value = f1(labels[test], predicted)["macro_f1"]
-                    rows.append((method, readout, "macro_f1", number, value))
+                    everything.setdefault((method, readout), []).append(predicted)
+    rows = [
+        (*key, "macro_f1", number, f1(labels[split.test], predicted)["macro_f1"])
+        for key, of_splits in everything.items()
+        for number, (split, predicted) in enumerate(zip(splits, of_splits, strict=True))
+    ]
+    units = units_of(groups, len(labels))
+    intervals = f1_intervals(everything, labels, splits, units, spec.seed)
+    intervals = intervals[intervals["metric"] == "macro_f1"].reset_index(drop=True)
+    if intervals.empty:
+        notes.append(missing_note(spec.split_by))
     scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
     return Report(
         task="robustness",
@@ -112,6 +122,7 @@ def robustness(embeddings: Embeddings, spec: Spec) -> Report:
             "counts: single entries (dropout), molecules (library) or whole genes (missing)."
         ),
         scores=scores,
+        intervals=intervals,
         figures=(_figure(scores),),
         notes=(*notes, "The PCA's axes were fitted on each split's unchanged training cells."),
     )

@@ -13,6 +13,7 @@ from cellray.score.embedding import log_normalise
 from cellray.score.mapping import map_by_centroids
 from cellray.tasks.curves import Panel, curves_figure
 from cellray.tasks.finetune import classify
+from cellray.tasks.intervals import against, f1_intervals, missing_note, units_of
 from cellray.tasks.methods import PCA_NOTE, embedded
 from cellray.tasks.readouts import CLASSIFIERS
 from cellray.tasks.splits import Cells, Split, make_splits, usable_sample
@@ -53,7 +54,7 @@ def transfer(embeddings: Embeddings, spec: Spec) -> Report:
     splits = make_splits(labels, groups, spec)
     values = log_normalise(data.counts)
     counts = {method: Counts(of, data.counts, data.genes) for method, of in data.learners.items()}
-    rows: list[tuple[str, str, str, int, float]] = []
+    everything: dict[tuple[str, str], list[NDArray[np.str_]]] = {}
     sizes: dict[float, list[int]] = {}
     with threadpool_limits(1, user_api="blas"):
         for number, split in enumerate(splits):
@@ -79,9 +80,24 @@ def transfer(embeddings: Embeddings, spec: Spec) -> Report:
                 mapped = map_by_centroids(values[train], labels[train], values[split.test])
                 predicted[MEANS, "centroid"] = mapped.predicted
                 for (method, readout), labelled_as in predicted.items():
-                    scored = f1(labels[split.test], labelled_as)
-                    of = f"{readout}_{fraction:g}"
-                    rows += [(method, of, name, number, value) for name, value in scored.items()]
+                    key = method, f"{readout}_{fraction:g}"
+                    everything.setdefault(key, []).append(labelled_as)
+    rows = [
+        (*key, metric, number, value)
+        for key, of_splits in everything.items()
+        for number, (split, labelled_as) in enumerate(zip(splits, of_splits, strict=True))
+        for metric, value in f1(labels[split.test], labelled_as).items()
+    ]
+    units = units_of(groups, len(labels))
+    compare = labels, splits, units, spec.seed
+    intervals = f1_intervals(everything, *compare)
+    tables = {}
+    if intervals.empty:
+        notes.append(missing_note(spec.split_by))
+    else:
+        tables["against_untrained"] = against("untrained", everything, *compare)
+        if "champion" in data.learners:
+            tables["against_champion"] = against("champion", everything, *compare)
     scores = pd.DataFrame(rows, columns=["method", "readout", "metric", "split", "value"])
     scores = scores.sort_values("readout", key=lambda of: of.map(_order), kind="stable")
     return Report(
@@ -93,6 +109,8 @@ def transfer(embeddings: Embeddings, spec: Spec) -> Report:
             "were trained on these for as many steps; probes saw frozen embeddings."
         ),
         scores=scores.reset_index(drop=True),
+        intervals=intervals,
+        tables=tables,
         figures=(_figure(scores),),
         notes=(*notes, PCA_NOTE, "Every type keeps one labelled cell at least."),
     )

@@ -49,6 +49,27 @@ def test_scores_are_those_of_the_regression_on_the_same_splits(cells, proteins):
     assert table["model"].mean() == pytest.approx(found["model/ridge/pearson_features"])
 
 
+def test_the_interval_of_the_mean_correlation_is_that_of_resampled_cells(cells, proteins):
+    data = with_matrix(cells, proteins)
+    spec = SPEC.model_copy(update={"splits": 1})
+    report = cross_modality(data, spec)
+    rows = report.intervals.set_index(["method", "readout"])
+    assert {*report.intervals["metric"]} == {"pearson_features"}
+    assert rows.loc[("mean", "mean"), ["low", "high"]].tolist() == [0, 0]
+    values, z = data.matrices["obsm/protein"], cells.frozen["untrained"]
+    (split,) = make_splits(np.full(len(values), "0"), None, spec)
+    told = ridge_regression(z[split.train], values[split.train], z[split.test], seed=0)
+    true, rng = values[split.test], np.random.default_rng(1)
+    means = []
+    for _ in range(400):
+        of = rng.integers(0, len(true), len(true))
+        means.append(np.mean([pearsonr(true[of, n], told[of, n])[0] for n in range(10)]))
+    low, high = rows.loc[("untrained", "ridge"), ["low", "high"]]
+    assert low < report.metrics["untrained/ridge/pearson_features"] < high
+    wide = np.subtract(*np.quantile(means, [0.975, 0.025]))
+    assert high - low == pytest.approx(wide, rel=0.25)  # 200 draws against 400
+
+
 def test_the_means_alone_look_good_when_all_values_are_correlated_at_once(cells, proteins):
     found = cross_modality(with_matrix(cells, proteins), SPEC).metrics
     assert found["mean/mean/pearson_features"] == 0

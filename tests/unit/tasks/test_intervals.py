@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cellray.score.annotation import f1
-from cellray.tasks.intervals import against_champion, f1_intervals
+from cellray.tasks.intervals import against, f1_intervals
 from cellray.tasks.splits import Split
 
 EVERY = np.arange(300)
@@ -57,6 +57,6 @@ def test_methods_that_are_as_good_seldom_differ(labels):
             (method, "knn"): [told(labels, 0.7, 2 * trial + place)] * 5
             for place, method in enumerate(("model", "champion"))
         }
-        table = against_champion(pair, labels, splits, EVERY, trial)
+        table = against("champion", pair, labels, splits, EVERY, trial)
         significant += table.set_index("metric").loc["micro_f1", "p"] < 0.05
     assert significant <= 8

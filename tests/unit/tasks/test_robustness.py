@@ -65,6 +65,24 @@ def test_the_annotation_falls_with_what_is_lost(report):
         assert report.metrics[f"{method}/library_0.1/macro_f1"] < whole - 0.1
 
 
+def test_every_mean_has_its_interval(report):
+    keys = ["method", "readout", "metric"]
+    means = report.scores.groupby(keys)["value"].mean()
+    bounds = report.intervals.set_index(keys)
+    assert set(bounds.index) == set(means.index)
+    joined = bounds.join(means)
+    assert ((joined["low"] <= joined["value"]) & (joined["value"] <= joined["high"])).all()
+    assert (joined["low"] < joined["high"]).sum() > len(joined) / 2
+
+
+def test_one_donor_to_test_has_no_interval_and_a_note_says_so(embeddings):
+    obs = embeddings.obs.assign(half=np.arange(len(embeddings.obs)) % 2)
+    by_half = Spec(label="cell_type", split_by="half", splits=1)
+    report = robustness(replace(embeddings, obs=obs), by_half)
+    assert report.intervals.empty
+    assert any("so there are no intervals" in note for note in report.notes)
+
+
 def test_the_same_seed_loses_the_same(embeddings, report):
     again = robustness(embeddings, Spec(label="cell_type", splits=2))
     assert again.metrics == report.metrics

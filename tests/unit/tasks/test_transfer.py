@@ -75,6 +75,19 @@ def test_the_same_network_from_the_same_start_scores_the_same(report):
         assert rows.loc[("model", of), "macro_f1"] == rows.loc[("untrained", of), "macro_f1"]
 
 
+def test_every_mean_has_its_interval_and_what_never_differs_does_not_differ(report):
+    keys = ["method", "readout", "metric"]
+    joined = report.intervals.set_index(keys).join(report.scores.groupby(keys)["value"].mean())
+    assert len(joined) == report.scores.groupby(keys).ngroups
+    assert ((joined["low"] <= joined["value"]) & (joined["value"] <= joined["high"])).all()
+    compared = report.tables["against_untrained"]
+    assert {*compared["readout"]} == {
+        f"{kind}_{fraction:g}" for kind in ("fine_tuned", "probe") for fraction in FRACTIONS
+    }
+    assert (compared[["difference", "low", "high"]] == 0).all(axis=None)
+    assert (compared["p"] == 1).all()
+
+
 def test_a_network_that_knows_the_types_needs_fewer_labels(cells):
     """Trained on the labels of cells that are not used later, it must win with one label each."""
     learner = Learner.of(Recipe.of(RECIPE), GENES.tolist())
