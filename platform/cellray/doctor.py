@@ -1,5 +1,6 @@
 """``cellray doctor``: what a machine has, what is wrong with it, and how to mend that."""
 
+import logging
 import os
 import platform
 import resource
@@ -10,9 +11,12 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
+from cellray.core.errors import CellrayError
 from cellray.core.secrets import first_line
 from cellray.core.types import Progress
 from cellray.doctor_services import Finding, mlflow, ray, s3_credentials, s3_round_trip
+
+log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 LEAST_DISK, GOOD_DISK = GIB // 2, 5 * GIB
@@ -247,9 +251,18 @@ def diagnose(s3: str | None = None, progress: Progress | None = None) -> dict[st
             progress("check", done, len(checks))
         try:
             found[name] = check()
+        except CellrayError as error:
+            found[name] = Finding("fail", error.what, error.mend)
         except (ImportError, OSError) as error:  # a library that lacks a file of its own
             found[name] = Finding(
                 "fail", first_line(error), f"{_pip()} install --force-reinstall cellray"
+            )
+        except Exception as error:
+            log.debug("the check '%s' has failed", name, exc_info=True)
+            found[name] = Finding(
+                "fail",
+                f"the check ended with {type(error).__name__}: {first_line(error)}",
+                "check what it asks, and the versions there; if all is well, report this line",
             )
     if progress is not None:
         progress("check", len(checks), len(checks))

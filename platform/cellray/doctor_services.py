@@ -113,7 +113,7 @@ def ray() -> Finding:
 def mlflow() -> Finding:
     """Reach the tracking store; one that would have to be made is not made."""
     from cellray.core.secrets import scrub
-    from cellray.track.store import client, sqlite_file, tracking_uri
+    from cellray.track.store import client, sqlite_file, store_errors, tracking_uri
 
     have, uri = f"MLflow {version('mlflow')}", tracking_uri()
     file = sqlite_file(uri)
@@ -124,7 +124,7 @@ def mlflow() -> Finding:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     }
     try:
-        with environment(hurried):
+        with environment(hurried), store_errors():
             models = len(client().search_registered_models(max_results=1_000))
     except CellrayError as error:
         return Finding("fail", f"{have}; {error.what}", error.mend)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cellray import doctor, doctor_services
+from cellray.cli import main
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
@@ -47,14 +48,20 @@ def mute():
 
 
 @contextmanager
-def answering(status):
-    """Serve one HTTP status, as a server does that is something else."""
+def answering(status, body=b"", *, key=""):
+    """Serve one HTTP status and body, as a server does that is something else.
+
+    Paths without `key` get an empty JSON document.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
+            hit = key in self.path
+            said = body if hit else b"{}"
+            self.send_response(status if hit else 200)
+            self.send_header("Content-Length", str(len(said)))
             self.end_headers()
+            self.wfile.write(said)
 
         do_POST = do_GET  # noqa: N815 - http.server's name
 
@@ -226,6 +233,28 @@ def test_an_mlflow_that_refuses_fails(status, said, monkeypatch):
         found = doctor_services.mlflow()
     assert found.state == "fail"
     assert said in found.found
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (500, b"", "does not answer"),
+        (400, b'{"error_code": "INVALID_STATE", "message": "half made"}', "half made"),
+        (200, b'{"registered_models": 7}', "the check ended with"),
+    ],
+)
+def test_an_mlflow_that_takes_a_knock_and_then_fails_is_one_finding(
+    status, body, said, monkeypatch, capfd
+):
+    """Whatever it answers, the other checks are told."""
+    with answering(status, body, key="registered-models") as url:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        assert main(["doctor", "--json"]) == 2
+    checks = {one["check"]: one for one in json.loads(capfd.readouterr().out)["checks"]}
+    assert list(checks) == list(doctor.CHECKS)
+    assert checks["mlflow"]["state"] == "fail"
+    assert said in checks["mlflow"]["found"]
+    assert checks["mlflow"]["mend"]
 
 
 def test_a_store_that_is_no_database_fails(tmp_path, monkeypatch):
