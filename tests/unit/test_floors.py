@@ -89,7 +89,10 @@ def normal(name):
 
 def test_every_installed_package_is_pinned():
     pinned = pins(ROOT / "constraints.txt")
-    installed = {normal(found.name): found.version for found in distributions(path=[SITE])}
+    # A few name their version as their tag in git: v1.2.
+    installed = {
+        normal(found.name): found.version.removeprefix("v") for found in distributions(path=[SITE])
+    }
     own = {"cellray", "pip", "setuptools", "wheel"}
     # torch pins its own CUDA libraries; the CPU build has none, so the file cannot name them.
     cuda = {name for name in installed if name.startswith(("nvidia-", "cuda-", "triton"))}
