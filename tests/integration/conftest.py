@@ -128,6 +128,8 @@ class Cluster:
         Where drivers join it.
     metrics
         The node's Prometheus endpoint.
+    discovery
+        The file in which Ray lists the nodes' endpoints for Prometheus.
     env
         The variables with which a client is let in.
     """
@@ -135,6 +137,7 @@ class Cluster:
     dashboard: str
     address: str
     metrics: str
+    discovery: Path
     env: Mapping[str, str]
 
 
@@ -183,6 +186,7 @@ def started_cluster(env: Mapping[str, str] = MappingProxyType({})) -> Iterator[C
                 dashboard,
                 address=f"127.0.0.1:{ports['port']}",
                 metrics=f"http://127.0.0.1:{ports['metrics-export-port']}/metrics",
+                discovery=Path(folder) / "r" / "prom_metrics_service_discovery.json",
                 env=access,
             )
 
