@@ -68,7 +68,7 @@ class Part:
         with warnings.catch_warnings():
             # zarr says of the cast behind the indices that other implementations may lack it.
             warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr")
-            return zarr.open_group(zarr_store(self.url), mode="r")
+            return zarr.open_group(zarr_store(self.url), mode="r", zarr_format=3)
 
     @cached_property
     def _fetch(self) -> Fetch:

@@ -3,13 +3,13 @@
 A folder holds ``dcp/`` (parameters, buffers and optimiser, a file a rank) and ``state.json`` (the
 place in the plan, the loss scale, and what the run has to tell). Random states are not in it:
 every draw follows from the seed, the step and the rank. DCP's own index lists the files and their
-lengths, so a folder that was not written to its end is known as such.
+lengths, so a folder that was not written to its end is known as such. Nothing that a file names is
+run (`cellray.train.dcp`).
 """
 
 import json
 import math
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -21,15 +21,14 @@ from typing import Any, cast
 
 import torch.distributed as dist
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from cellray.core.sections import MODES, Criterion
 from cellray.learn.learner import Learner
+from cellray.train.dcp import INDEX, file_ends, load_into, read_index
 
 DCP, STATE = "dcp", "state.json"
 
@@ -142,13 +141,32 @@ def begin_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, learner: Learner, optimizer: Optimizer, schedule: LRScheduler
+    folder: Path,
+    learner: Learner,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    *,
+    path: str | None = None,
 ) -> State:
-    """Load a checkpoint of any world size into this one, in place."""
+    """Load a checkpoint of any world size into this one, in place.
+
+    Parameters
+    ----------
+    folder
+        Where it lies on this machine.
+    learner, optimizer, schedule
+        What to load it into.
+    path
+        Its name in messages, where that is not the folder.
+
+    Raises
+    ------
+    CellrayError
+        It is not what this learner and optimiser have written, or was tampered with.
+    """
     model, optim = get_state_dict(learner, optimizer)
     saved: dict[str, Any] = {"model": model, "optim": optim}
-    with _alone_is_meant():
-        load(saved, checkpoint_id=folder / DCP, no_dist=not dist.is_initialized())
+    load_into(saved, folder / DCP, path or str(folder), alone=not dist.is_initialized())
     set_state_dict(
         learner, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optim"]
     )
@@ -159,11 +177,16 @@ def load_checkpoint(
     return state
 
 
-def load_learner(folder: Path, learner: Learner) -> Learner:
-    """Load the parameters of a checkpoint into a learner of this process alone."""
+def load_learner(folder: Path, learner: Learner, *, path: str | None = None) -> Learner:
+    """Load the parameters of a checkpoint into a learner of this process alone.
+
+    Raises
+    ------
+    CellrayError
+        As `load_checkpoint`.
+    """
     saved = {"model": learner.state_dict()}
-    with _alone_is_meant():
-        load(saved, checkpoint_id=folder / DCP, no_dist=True)
+    load_into(saved, folder / DCP, path or str(folder), alone=True)
     learner.load_state_dict(saved["model"])
     return learner
 
@@ -175,6 +198,11 @@ def whole_checkpoints(system: FileSystem, folder: str) -> list[Stored]:
     ----------
     system, folder
         Where to look, at any depth.
+
+    Raises
+    ------
+    CellrayError
+        One of them was tampered with.
     """
     found = []
     for path in _folders(system, folder):
@@ -263,15 +291,8 @@ def _folders(system: FileSystem, folder: str) -> Iterator[str]:
 def _read(system: FileSystem, path: str) -> Stored | None:
     """Read what a checkpoint says of itself; None unless all of its files are there, whole."""
     try:
-        with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
-            index = Path(scratch) / ".metadata"
-            copy_files(f"{path}/{DCP}/.metadata", str(index), source_filesystem=system)
-            metadata = FileSystemReader(scratch).read_metadata()
-        ends: dict[str, int] = {}
-        for place in metadata.storage_data.values():
-            ends[place.relative_path] = max(
-                ends.get(place.relative_path, 0), place.offset + place.length
-            )
+        with system.open_input_stream(f"{path}/{DCP}/{INDEX}") as file:
+            ends = file_ends(read_index(file.read(), path))
         sizes = system.get_file_info([f"{path}/{DCP}/{name}" for name in ends])
         if any((info.size or 0) < end for info, end in zip(sizes, ends.values(), strict=True)):
             return None
@@ -284,11 +305,3 @@ def _read(system: FileSystem, path: str) -> Stored | None:
 def _read_state(text: str) -> tuple[State, list[dict[str, float]], dict[str, int]]:
     document: Mapping[str, Any] = json.loads(text)
     return State(**document["state"]), document["records"], document["epoch"]
-
-
-@contextmanager
-def _alone_is_meant() -> Iterator[None]:
-    """Keep DCP from warning that there is no process group: one process is a world too."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield

@@ -120,7 +120,7 @@ def register(run: Run, trained: Trained, *, tags: Mapping[str, str] | None = Non
     learner = setup.learner(launch.recipe)
     system, _ = file_system(launch.storage)
     with fetched(system, trained.best.path) as found:
-        load_learner(found, learner)
+        load_learner(found, learner, path=trained.best.path)
     facts = {
         "atlas": atlas.url,
         "atlas_digest": atlas.digest,

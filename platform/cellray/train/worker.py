@@ -132,7 +132,8 @@ def attach(loop: Loop, saver: Saver, system: FileSystem, flops: float, begin: st
     saver.loop, loop.observe = loop, saver.observe
     if begin is not None:
         with fetched(system, begin) as found:
-            loop.restore(load_checkpoint(found, loop.learner, loop.optimizer, loop.schedule))
+            parts = loop.learner, loop.optimizer, loop.schedule
+            loop.restore(load_checkpoint(found, *parts, path=begin))
 
 
 def _node_metrics(run_id: str, tracking: tuple[str, str] | None) -> AbstractContextManager[None]:

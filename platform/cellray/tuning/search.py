@@ -15,7 +15,6 @@ from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import (
     BaseSampler,
-    CmaEsSampler,
     GPSampler,
     NSGAIISampler,
     RandomSampler,
@@ -34,6 +33,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cellray.core.errors import CellrayError
 from cellray.core.secrets import first_line, scrub
 from cellray.core.seeds import seed_of
+from cellray.tuning.cmaes import PlainCmaEsSampler
 from cellray.tuning.points import draw
 from cellray.tuning.sections import Search
 from cellray.tuning.settings import Sweep
@@ -57,7 +57,7 @@ SAMPLERS: Mapping[str, Callable[[Search], BaseSampler]] = {
     "gp": lambda s: GPSampler(
         seed=s.seed, n_startup_trials=s.startup, warn_independent_sampling=False
     ),
-    "cmaes": lambda s: CmaEsSampler(
+    "cmaes": lambda s: PlainCmaEsSampler(
         seed=s.seed, n_startup_trials=s.startup, warn_independent_sampling=False
     ),
     "random": lambda s: RandomSampler(seed=s.seed),

@@ -8,6 +8,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from cellray.core.errors import CellrayError
+from cellray.tuning.cmaes import PlainCmaEsSampler
 from cellray.tuning.points import draw
 from cellray.tuning.search import (
     CELLS,
@@ -48,7 +49,7 @@ def points(sweep, url, count):
     [
         ("tpe", optuna.samplers.TPESampler),
         ("gp", optuna.samplers.GPSampler),
-        ("cmaes", optuna.samplers.CmaEsSampler),
+        ("cmaes", PlainCmaEsSampler),
         ("random", optuna.samplers.RandomSampler),
         ("nsga2", optuna.samplers.NSGAIISampler),
     ],
