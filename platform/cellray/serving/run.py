@@ -60,11 +60,20 @@ def serving(settings: Settings, port: int) -> Iterator[dict[str, str]]:
             yield {"url": f"http://{settings.host}:{port}", "model": model}
         except RuntimeError as error:
             raise CellrayError(
-                f"no replica of {model} starts: {first_line(error)}",
+                f"no replica of {model} starts: {_reason() or first_line(error)}",
                 "see the replica's log in Ray's session folder, under logs/serve",
             ) from error
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _reason() -> str:
+    """Give what a replica's user must mend; empty where that is not known."""
+    found = serve.status().applications.get(APPLICATION)
+    deployments = found.deployments.values() if found else ()
+    lines = "\n".join(one.message for one in deployments).splitlines()
+    named = [line.partition(f"{CellrayError.__name__}: ")[2] for line in lines]
+    return next(filter(None, reversed(named)), "")
 
 
 def _require_first() -> None:
