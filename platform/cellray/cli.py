@@ -26,13 +26,15 @@ from cellray.cli_submit import submitting
 from cellray.cli_train import train_verbs
 from cellray.cli_verbs import verbs
 from cellray.completion import whole_words
-from cellray.console import dump
+from cellray.console import dump, lost_reader
 from cellray.core import logs
 from cellray.core.errors import CellrayError
 from cellray.core.versions import check_version
 
 INTERRUPTED = 130
 TERMINATED = 143
+UNREAD = 141
+"""Exit status where stdout has lost its reader, as `head` ends: what a shell says of SIGPIPE."""
 WRAPPINGS = ("cause", "controller_failure", "_base_exc")
 """Where Ray's errors keep what a task, a train controller and a train worker raised."""
 
@@ -88,12 +90,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         0; 1 for a bug or a demo that fails; 2 for what the user can mend, said in one line; 130
-        for Ctrl-C, 143 for SIGTERM.
+        for Ctrl-C, 141 where nobody reads on, 143 for SIGTERM.
     """
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv) or ["--help"])
+        sys.stdout.flush()
+    except BrokenPipeError as error:  # of a network's connections, too
+        return UNREAD if lost_reader() else _bug(error)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
-    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     run = partial(app, arguments, prog_name="cellray", standalone_mode=False)
     try:
         logs.set_up()
@@ -101,17 +111,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = whole_words(run) if os.environ.get("_CELLRAY_COMPLETE") == "complete_bash" else run()
     except typer.TyperException as error:
         return _refuse(*_usage(error), as_json="--json" in arguments)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # typer has made this of it
+            raise error.__context__ from None
+        raise
+    except BrokenPipeError:
+        raise
     except Exception as error:  # noqa: BLE001 - the outermost place: bugs show their traceback
         cause = user_error(error)
         if cause is None and interrupted(error):
             return _interrupted()
         if cause is None:
-            logs.say("".join(traceback.format_exception(error)).rstrip(), level=logging.ERROR)
-            return 1
+            return _bug(error)
         return _refuse(cause.what, cause.mend, as_json="--json" in arguments)
     if code == INTERRUPTED:
         return _interrupted()
     return code if isinstance(code, int) else 0
+
+
+def _bug(error: Exception) -> int:
+    logs.say("".join(traceback.format_exception(error)).rstrip(), level=logging.ERROR)
+    return 1
 
 
 def _terminate(*_: object) -> None:

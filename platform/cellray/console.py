@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import select
 import sys
 import threading
 import time
@@ -53,7 +54,7 @@ class Console:
 
     def note(self, line: str) -> None:
         """Tell the user something while work goes on; on stderr, above what is shown of it."""
-        self.progress.heard()
+        self.progress.heard(more=True)
         logs.say(line)
 
     def text(self, part: str) -> None:
@@ -95,6 +96,23 @@ def console(*, as_json: bool) -> Iterator[Console]:
         os.close(kept)
 
 
+def lost_reader() -> bool:
+    """Say whether stdout or stderr is a pipe that nobody reads any more.
+
+    What is still to be written there is let go, and so Python's own end says nothing of it.
+    """
+    outlets = select.poll()
+    for descriptor in (1, 2):
+        outlets.register(descriptor, 0)  # errors alone
+    lost = [one for one, event in outlets.poll(0) if event & (select.POLLERR | select.POLLHUP)]
+    if lost:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in lost:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+    return bool(lost)
+
+
 class Lines:
     """Progress as plain lines: one a stage now and then, and one at its end."""
 
@@ -116,7 +134,7 @@ class Lines:
                 facts={"stage": stage, "done": done, "total": total} | known.facts,
             )
 
-    def heard(self) -> None:
+    def heard(self, *, more: bool = False) -> None:
         """Take note that the user was told something: nothing is shown that would be in its way."""
 
     def settle(self) -> None:
@@ -138,25 +156,37 @@ class Screen:
         self._lock = threading.RLock()  # Ray Train's progress comes from a thread
         self._live: Live | None = None
         self._running: Status | None = None
-        self._timer = threading.Timer(QUIET_FOR, self._run)
-        self._timer.daemon = True
-        self._timer.start()
+        self._wait()
 
-    def _run(self) -> None:
+    def _wait(self) -> None:
+        self._heard = threading.Event()
+        timer = threading.Timer(QUIET_FOR, self._run, [self._heard])
+        timer.daemon = True
+        timer.start()
+
+    def _run(self, heard: threading.Event) -> None:
         with self._lock:
-            if self._timer.finished.is_set():  # heard of just now
+            if heard.is_set():
                 return
             spinner = "line" if self._terminal.options.ascii_only else "dots"
             self._running = self._terminal.status("still running", spinner=spinner)
             self._running.start()
 
-    def heard(self) -> None:
-        """End what says that the command runs: the user was told more than that."""
+    def heard(self, *, more: bool = False) -> None:
+        """End what says that the command runs: the user was told more than that.
+
+        Parameters
+        ----------
+        more
+            Whether it is to be said again where nothing follows.
+        """
         with self._lock:
-            self._timer.cancel()
+            self._heard.set()
             running, self._running = self._running, None
             if running is not None:
                 running.stop()
+            if more and self._live is None:
+                self._wait()
 
     def __call__(
         self, stage: str, done: int, total: int, facts: Mapping[str, float] | None = None

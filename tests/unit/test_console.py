@@ -260,6 +260,17 @@ def test_a_command_that_says_nothing_for_long_is_seen_to_run_and_leaves_no_trace
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")
 
 
+@pytest.mark.parametrize(("word", "again"), [("note", True), ("text", False)])
+def test_what_is_told_early_hides_only_for_a_while_that_a_command_runs(word, again):
+    """A note says that work goes on; a log on stdout has a cursor of its own."""
+    waits = f"to.{word}('told\\n')\n    time.sleep(4)"
+    script = QUIET.replace("time.sleep(4)", waits).replace("FIRST", "")
+    shown = on_a_terminal(script=script, stdout=None)
+    assert ("still running" in shown.partition("told")[2]) == again
+    rows = [row.strip() for row in screen(shown, 100)]
+    assert [row for row in rows if row] == ["told", "1"]
+
+
 @pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"CI": "true"}], ids=["dumb", "CI"])
 def test_a_log_is_not_told_that_a_command_runs(env):
     assert on_a_terminal(script=QUIET.replace("FIRST", ""), **env) == ""
