@@ -4,8 +4,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from cellray.core.errors import CellrayError
+from cellray.core.ports import is_loopback
 from cellray.core.secrets import scrub
 from cellray.track.store import tracking_uri
 
@@ -16,6 +18,8 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
 
 MLFLOW = "MLFLOW_TRACKING_URI"
+SERVER = re.compile(r"(https?|postgresql|mysql|mssql|databricks)\b")
+"""How an address of MLflow begins that is no file."""
 
 STOP_SECONDS = "60"
 """How long a job that is stopped may take to write a checkpoint; Ray's own patience is 3 s."""
@@ -95,7 +99,8 @@ def tracking(env: Mapping[str, str], clusters: Mapping[str, str], *, here: bool)
     Parameters
     ----------
     env
-        What the job is told anyway; comes before this process's environment.
+        What the job is told anyway; comes before this process's environment. An empty address
+        there leaves it to the nodes.
     clusters
         What the cluster itself says; comes after it.
     here
@@ -104,24 +109,28 @@ def tracking(env: Mapping[str, str], clusters: Mapping[str, str], *, here: bool)
     Returns
     -------
     str or None
-        None where nothing names one and the cluster is elsewhere: its nodes' own counts.
+        None where nothing names one and the cluster is elsewhere, or where it is left to the nodes:
+        their own counts.
 
     Raises
     ------
     CellrayError
-        It holds a password, or is a file that the cluster's nodes do not have.
+        It holds a password, or the cluster's nodes do not reach it: a file, or a server that this
+        machine's environment names by a loopback address.
     """
-    uri = env.get(MLFLOW)
-    if not uri and not os.environ.get(MLFLOW):
+    uri, left = env.get(MLFLOW), env.get(MLFLOW) == ""
+    mine = None if uri or left else os.environ.get(MLFLOW)
+    if not uri and not mine:
         uri = clusters.get(MLFLOW)
-        if not uri and not here:
+        if not uri and (left or not here):
             return None
     uri = uri or tracking_uri()
     refuse_password(uri)
-    if not here and not re.match(r"(https?|postgresql|mysql|mssql|databricks)\b", uri):
+    if not here and (not SERVER.match(uri) or (mine and is_loopback(urlsplit(uri).hostname or ""))):
         raise CellrayError(
             f"runs and models would go to {uri}, which is on this machine and not on the cluster's",
-            f"give --env {MLFLOW}=http://... as the nodes reach it, or unset it to use theirs",
+            f"give --env {MLFLOW}=http://HOST:5000 as the nodes reach it, or --env {MLFLOW}= to "
+            "take theirs",
         )
     return uri
 

@@ -196,10 +196,20 @@ def test_where_mlflow_is_must_be_seen_by_the_cluster(monkeypatch, alone):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert settings.tracking({}, {}, here=True) == f"sqlite:///{alone}/.cellray/mlflow.db"
     assert settings.tracking({}, {}, here=False) is None
-    for local in ("sqlite:///mlflow.db", "runs"):
+    loopback = ("127.0.0.1:5000", "localhost:5000", "[::1]:5000", "127.8.8.8", "localhost/x")
+    for local in ("sqlite:///mlflow.db", "runs", *(f"http://{one}" for one in loopback)):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", local)
-        with pytest.raises(CellrayError, match="on this machine and not on the cluster's"):
+        with pytest.raises(CellrayError, match="on this machine and not on the cluster's") as error:
             settings.tracking({}, {}, here=False)
+        assert "give --env MLFLOW_TRACKING_URI=http://HOST:5000" in error.value.mend
+        # What is typed for the nodes is theirs to understand; an empty one leaves it to them.
+        assert settings.tracking({"MLFLOW_TRACKING_URI": ""}, {}, here=False) is None
+        told = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
+        assert settings.tracking(told, {}, here=False) == "http://127.0.0.1:5000"
+        assert settings.tracking({"MLFLOW_TRACKING_URI": ""}, told, here=True) == (
+            "http://127.0.0.1:5000"
+        )
+    assert settings.tracking({}, {}, here=True) == "http://localhost/x"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     env = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     assert settings.tracking(env, {}, here=False) == "http://mlflow:5000"
@@ -226,6 +236,16 @@ def test_without_an_address_of_mlflow_the_nodes_own_counts(monkeypatch, capfd):
     said = capfd.readouterr()
     assert json.loads(said.out)["env"] == dict([given.split("=")])
     assert "is not set" not in said.err
+
+
+def test_a_loopback_mlflow_of_this_shell_is_not_sent_elsewhere(monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    words = ["submit", "inspect", "s3://b/a", "--dry-run", "--no-code", "--json"]
+    with answering(200, f'{{"ray_version": "{ray.__version__}"}}') as url:
+        assert main([*words, "--address", url]) == 2
+        assert "or --env MLFLOW_TRACKING_URI= to take theirs" in capfd.readouterr().err
+        assert main([*words, "--address", url, "--env", "MLFLOW_TRACKING_URI="]) == 0
+    assert json.loads(capfd.readouterr().out)["env"] == {}
 
 
 def test_ids_are_readable_and_unique():
