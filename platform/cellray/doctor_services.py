@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal
-from urllib.parse import urlsplit
 
 from cellray.cluster.address import NoClusterError, find_address
 from cellray.core.errors import CellrayError
@@ -153,42 +152,45 @@ def _server_version(uri: str) -> str | None:
 
 
 def s3_credentials() -> Finding:
-    """Say which credentials are in the environment, and whether the endpoint takes them."""
+    """Say which credentials the environment or a profile has, and whether they are taken."""
+    from cellray.atlas.aws import access
     from cellray.core.secrets import scrub
 
     key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if bool(key) != bool(secret):
         name, other = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")[:: 1 if key else -1]
         return Finding("fail", f"{name} is set, and {other} is not", f"set {other} too")
-    named = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are set" if key else "no AWS_* credentials"
-    if not given:
-        if key:
+    try:
+        found = access()
+    except CellrayError as error:
+        return Finding("fail", scrub(error.what), error.mend)
+    have = bool(key) or found.profile is not None
+    named = "no AWS_* credentials"
+    if have:
+        names = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are set"
+        named = names if key else f"credentials of the AWS profile '{found.profile}'"
+    if not found.endpoint:
+        if have:
             return Finding("ok", f"{named}; no AWS_ENDPOINT_URL, so they are Amazon's")
         return Finding("ok", f"{named}: atlases in folders, or where the machine has a role")
-    endpoint = scrub(given)
-    if not (urlsplit(given).scheme in {"http", "https"} and urlsplit(given).netloc):
-        return Finding(
-            "fail", f"AWS_ENDPOINT_URL is '{endpoint}', which is no address", "give http(s)://HOST"
-        )
-    refused = _refusal(given)
+    endpoint = scrub(found.endpoint)
+    refused = _refusal(found.endpoint, found.region)
     if refused:
         return Finding(
             "fail",
             f"{named}; {endpoint} {refused}",
-            "check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            "check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
         )
-    return Finding("ok", f"{named}; {endpoint} takes them" if key else f"{endpoint} answers")
+    return Finding("ok", f"{named}; {endpoint} takes them" if have else f"{endpoint} answers")
 
 
-def _refusal(endpoint: str) -> str | None:
+def _refusal(endpoint: str, region: str) -> str | None:
     """List buckets once, and say in what words that was refused; None if it was not."""
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     once = Config(connect_timeout=SECONDS, read_timeout=SECONDS, retries={"total_max_attempts": 1})
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     try:
         with environment({"AWS_EC2_METADATA_DISABLED": "true"}):
             client = boto3.Session().client(

@@ -1,7 +1,7 @@
 """From a URL to the bytes of a store.
 
-Local folders and ``s3://`` go through obstore; the usual AWS variables apply, among them
-``AWS_ENDPOINT_URL`` for servers other than Amazon's.
+Local folders and ``s3://`` go through obstore; the usual AWS variables and profiles apply, among
+them ``AWS_ENDPOINT_URL`` for servers other than Amazon's.
 """
 
 import logging
@@ -26,6 +26,7 @@ from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, 
 from obstore.store import LocalStore, ObjectStore, S3Store
 from zarr.storage import ObjectStore as _ZarrStore
 
+from cellray.atlas.aws import access, is_unsigned
 from cellray.atlas.traffic import TRAFFIC
 from cellray.core.errors import CellrayError
 from cellray.core.secrets import first_line, scrub
@@ -101,29 +102,19 @@ def object_store(url: str, *, create: bool = False, retries: int = 5) -> ObjectS
     parts = urlsplit(url)
     if parts.scheme != "s3" or not parts.netloc:
         raise CellrayError(f"cannot open {url}", "give a local path or s3://bucket/prefix")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint and not (
-        urlsplit(endpoint).scheme in {"http", "https"} and urlsplit(endpoint).netloc
-    ):
-        raise CellrayError(
-            f"AWS_ENDPOINT_URL is '{endpoint}', which is no address", "give http(s)://HOST[:PORT]"
-        )
-    config: S3Config = {
-        "region": os.environ.get("AWS_REGION")
-        or os.environ.get("AWS_DEFAULT_REGION")
-        or "us-east-1",
-        "virtual_hosted_style_request": False,
-    }
-    if endpoint:
-        config["endpoint"] = endpoint
-    if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in {"1", "true"}:  # a public bucket
+    found = access()
+    config: S3Config = {"region": found.region, "virtual_hosted_style_request": False}
+    if found.endpoint:
+        config["endpoint"] = found.endpoint
+    if is_unsigned():
         config["skip_signature"] = True
     return S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,
         config=config,
+        credential_provider=found.credentials,
         client_options={
-            "allow_http": bool(endpoint and endpoint.startswith("http://")),
+            "allow_http": (found.endpoint or "").startswith("http://"),
             "connect_timeout": timedelta(seconds=5),
             "timeout": timedelta(seconds=30),
         },
@@ -198,7 +189,8 @@ def _refusal(url: str, error: Exception) -> CellrayError | None:
     if isinstance(error, refusals) or status in {"401", "403"}:
         return CellrayError(
             f"{url}: the object store refuses these credentials" + (f": {said}" if said else ""),
-            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
+            "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and the bucket's "
+            "policy",
         )
     if "NoSuchBucket" in text:
         return CellrayError(
