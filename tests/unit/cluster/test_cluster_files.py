@@ -83,6 +83,33 @@ def test_launcher_start_commands_parse(launcher):
         start.make_context("start", words)
 
 
+def test_launcher_gives_every_node_that_works_access_to_the_bucket(launcher):
+    """Ray's launcher gives a profile of its own making to the head alone."""
+    kinds = launcher["available_node_types"]
+    workers = [kind for kind in kinds if kind != launcher["head_node_type"]]
+    profiles = [kinds[kind]["node_config"].get("IamInstanceProfile") for kind in workers]
+    assert profiles == [{"Name": "cellray-nodes"}] * 2
+
+
+@pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_launcher_gives_ray_the_variables_of_the_nodes_file(commands, launcher, tmp_path):
+    """What Ray's processes have, jobs inherit; without the file Ray starts as well."""
+    (mount,) = re.findall(r"^  # (~\S+): ~\S+$", LAUNCHER.read_text(), re.MULTILINE)
+    stub = tmp_path / "bin" / "ray"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/sh\necho "$RAY_AUTH_MODE $MLFLOW_TRACKING_PASSWORD"\n')
+    stub.chmod(0o755)
+    env = {"HOME": str(tmp_path), "PATH": f"{stub.parent}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
+    said = []
+    for line in (None, "MLFLOW_TRACKING_PASSWORD='a b$c'\n"):
+        if line:
+            (tmp_path / mount.removeprefix("~/")).write_text(line)
+        command = ["bash", "-c", launcher[commands][-1]]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        said.append(done.stdout.strip())
+    assert said == ["token", "token a b$c"]
+
+
 def test_image_has_the_pinned_ray():
     (pinned,) = (line.removeprefix("ray==") for line in PINNED if line.startswith("ray=="))
     assert f"FROM rayproject/ray:{pinned}-py311" in DOCKERFILE.read_text()
