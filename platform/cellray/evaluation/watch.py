@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from cellray.atlas.storage import normalise
 from cellray.atlas.store import Atlas
 from cellray.cluster.address import ClusterError
 from cellray.core.errors import CellrayError
@@ -110,6 +111,7 @@ def watch(
         raise CellrayError(
             f"--promote needs gates, and {file} has none", "add 'gates:', or leave --promote out"
         )
+    atlas = normalise(atlas)  # a job has another working folder
     columns = {column for _, spec in suite.specs(given).values() for column in spec.columns}
     Atlas.open(atlas).obs(sorted(columns))
     show_model(name)

@@ -1,6 +1,7 @@
 """Watching the registry: what is submitted, judged, tagged, promoted, and not repeated."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from cellray.cli import main
-from cellray.cluster.address import ClusterError
+from cellray.cluster.address import Address, ClusterError, NoClusterError
 from cellray.core.errors import CellrayError
 from cellray.evaluation import submit, watch
 from cellray.evaluation.submit import Done, in_process, runner
@@ -43,13 +44,14 @@ def run(log, monkeypatch):
 
     fake = Run()
     fake.scores, fake.calls = dict(Run.scores), []
+    fake.folder = Path.cwd()
     monkeypatch.setattr(watch, "runner", lambda: fake)
     return fake
 
 
 def look(atlas, suite=SUITE, **settings):
     settings = {"once": True, "given": {"label": "cell_type"}, "file": "suite.yaml"} | settings
-    return list(watch.watch("cells", atlas=atlas.url, suite=suite, **settings))
+    return list(watch.watch("cells", atlas=getattr(atlas, "url", atlas), suite=suite, **settings))
 
 
 def champion():
@@ -218,23 +220,74 @@ def test_ctrl_c_ends_it_with_a_line(run, atlas, monkeypatch, capfd):
     assert capfd.readouterr().err.splitlines()[-1] == "interrupted"
 
 
-def test_where_it_runs_follows_from_the_address(monkeypatch):
-    for address in ("", "local"):
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        assert runner() is in_process
-    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    assert runner() is submit.in_cluster
+def test_an_atlas_is_named_by_its_full_path(run, atlas, monkeypatch):
+    """The job has another working folder."""
+    monkeypatch.chdir(Path(atlas.url).parent)
+    shutil.copytree(run.folder / ".cellray", ".cellray", dirs_exist_ok=True)
+    (first, _, _, _) = look(Path(atlas.url).name)
+    assert run.calls[0][2] == atlas.url
+    assert atlas.url in first.line
+
+
+def test_what_a_suite_names_beside_the_job_is_named_by_its_full_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entry = {
+        "task": "mapping",
+        "reference": "ref.zarr",
+        "ontology": "../cl.obo",
+        "orthologs": "o.tsv",
+    }
+    placed = submit._placed(Suite.of({"tasks": {"mapping": entry}})).tasks["mapping"]
+    assert placed.reference == str(tmp_path / "ref.zarr")
+    assert Path(placed.ontology).resolve() == tmp_path.parent / "cl.obo"
+    assert placed.orthologs == "o.tsv"  # which is shipped
+
+
+@pytest.mark.parametrize("address", ["", "local"])
+def test_without_a_cluster_it_runs_here(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert runner() is in_process
+
+
+def test_a_cluster_that_does_not_answer_is_named(registry, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")  # where drivers join, and not where jobs go
+    with pytest.raises(NoClusterError):
+        runner()
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:1")  # as 'cluster env' sets it
+    with pytest.raises(ClusterError, match=r"no Ray takes jobs at http://127\.0\.0\.1:1"):
+        runner()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@mlflow:5000")
     with pytest.raises(CellrayError, match="holds a password") as error:
         runner()
     assert "secret" not in str(error.value)
 
 
-def test_a_cluster_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
-    with pytest.raises(ClusterError, match=r"no Ray takes jobs at http://127\.0\.0\.1:1"):
-        submit.in_cluster(["models:/cells/1"], SUITE)
+SERVER = "http://mlflow:5000"
+
+
+@pytest.mark.parametrize(
+    ("mine", "clusters", "here", "said"),
+    [
+        (None, None, True, None),
+        (SERVER, None, False, None),
+        (SERVER, "http://127.0.0.1:5000", True, None),
+        (None, None, False, "jobs would log to the MLflow that the cluster's nodes name"),
+        ("sqlite:////tmp/m.db", None, False, "on this machine and not on the cluster's"),
+        (None, SERVER, True, f"jobs would log to {SERVER}, and the model is looked up in sqlite:"),
+    ],
+)
+def test_jobs_log_to_the_mlflow_in_which_the_model_is_looked_up(
+    mine, clusters, here, said, registry, monkeypatch
+):
+    if mine:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", mine)
+    where = Address("http://head:8265", "test", env={submit.MLFLOW: clusters} if clusters else {})
+    if said is None:
+        assert submit._told(where, here=here)[submit.MLFLOW] == submit.tracking_uri()
+        return
+    with pytest.raises(CellrayError, match=said) as error:
+        submit._told(where, here=here)
+    assert error.value.mend.startswith("set MLFLOW_TRACKING_URI")
 
 
 def test_a_suite_is_written_as_it_was_read():
