@@ -236,6 +236,7 @@ def split(
         float | None, typer.Option(help="Fraction of the cells that tests.", show_default="0.1")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Split an atlas's cells once and store the split in it.
@@ -244,7 +245,7 @@ def split(
     cells and never touch its test cells. The atlas's digest stays.
     """
     with console(as_json=json) as to:
-        from cellray.atlas.splits import SplitSpec, store_split
+        from cellray.atlas.splits import SplitSpec, plan_split, store_split
         from cellray.atlas.store import Atlas
 
         fractions = {"validation": validation, "test": test}
@@ -262,6 +263,10 @@ def split(
             seed=seed,
             **({"validation": 0.1, "test": 0.1} | given),
         )
+        if dry_run:
+            planned = {"name": name, **plan_split(Atlas.open(atlas), name, spec)[1]}
+            to.answer(planned, answers_plans.dry_text(planned))
+            return
         facts = store_split(Atlas.open(atlas), name, spec)
         sides = ", ".join(f"{count:,} {side}" for side, count in facts["cells"].items())
         where = f"--atlas {shlex.quote(atlas)} --name NAME --set data.split={name}"

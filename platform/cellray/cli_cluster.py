@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cellray import answers_cluster
-from cellray.cli_verbs import Json, examples
+from cellray import answers_cluster, answers_plans
+from cellray.cli_verbs import DryRun, Json, examples
 from cellray.console import console
 from cellray.core.errors import CellrayError
 
@@ -60,6 +60,7 @@ def up(
     dashboard_port: Annotated[int, _port("the dashboard, where jobs go")] = 8265,
     mlflow_port: Annotated[int, _port("the MLflow server")] = 5000,
     s3_port: Annotated[int, _port("the S3 server")] = 9000,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Start Ray, an MLflow and an S3 server on this machine.
@@ -86,6 +87,10 @@ def up(
             mlflow_port=mlflow_port,
             s3_port=s3_port,
         )
+        if dry_run:
+            planned = here.dry_run(folder, wanted)
+            to.answer(planned, answers_plans.dry_text(planned))
+            return
         here.up(folder, wanted, to.say, to.progress)
         words = "" if folder == FOLDER else f" --dir {shlex.quote(str(folder))}"
         document = here.status(folder)

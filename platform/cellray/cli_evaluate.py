@@ -220,6 +220,7 @@ def watch(
     promote: Annotated[
         bool, typer.Option("--promote", help="Make a version that passes all gates the champion.")
     ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Evaluate every new version of a registered model.
@@ -229,24 +230,25 @@ def watch(
     """
     given = {"label": label, "split_by": split_by, "batch": batch}
     with console(as_json=json) as to:
+        from cellray.evaluation import watch as watching
         from cellray.evaluation.suite import Suite
-        from cellray.evaluation.watch import watch as run
 
+        asked: dict[str, Any] = {
+            "atlas": atlas,
+            "suite": Suite.load(suite),
+            "file": suite,
+            "given": {word: value for word, value in given.items() if value is not None},
+            "max_cells": max_cells,
+            "promoting": promote,
+        }
+        if dry_run:
+            planned = watching.dry_run(name, **asked)
+            to.answer(planned, answers_plans.dry_text(planned))
+            return
         if json and not once:
             raise CellrayError("--json is for an answer, and watching has no end", "add --once")
         events = []
-        for event in run(
-            name,
-            atlas=atlas,
-            suite=Suite.load(suite),
-            file=suite,
-            given={word: value for word, value in given.items() if value is not None},
-            max_cells=max_cells,
-            every=every,
-            once=once,
-            promoting=promote,
-            tell=to.note,
-        ):
+        for event in watching.watch(name, **asked, every=every, once=once, tell=to.note):
             to.note(event.line)
             events.append(event)
         to.answer({"name": name, "events": events}, answers_models.watched_text(name, events))

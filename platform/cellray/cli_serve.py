@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cellray import answers
-from cellray.cli_verbs import Json, ModelUri, examples
+from cellray import answers, answers_plans
+from cellray.cli_verbs import DryRun, Json, ModelUri, examples
 from cellray.console import console
 
 serve_verbs = typer.Typer()
@@ -38,6 +38,7 @@ def serve(
         float, typer.Option(min=0, max=1, help="Share of the model's genes a request must have.")
     ] = 0.5,
     max_mib: Annotated[int, typer.Option(min=1, help="Largest body, in MiB.")] = 64,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Embed counts that are sent over HTTP, until Ctrl-C.
@@ -47,8 +48,8 @@ def serve(
     send. See docs/serving.md.
     """
     with console(as_json=json) as to:
+        from cellray.serving import run
         from cellray.serving.app import Settings
-        from cellray.serving.run import serving
 
         settings = Settings(
             model=model,
@@ -59,7 +60,11 @@ def serve(
             min_genes=min_genes,
             max_mib=max_mib,
         )
-        with serving(settings, port) as found:
+        if dry_run:
+            planned = run.dry_run(settings, port)
+            to.answer(planned, answers_plans.dry_text(planned))
+            return
+        with run.serving(settings, port) as found:
             to.answer(found, answers.served_text(found))
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()

@@ -1,9 +1,15 @@
 """``--dry-run``: it says what would be done, refuses what would be refused, and leaves no trace."""
 
+import json
+import socket
+
 import pytest
 
 from cellray.atlas.simulate import Simulation, simulate_anndata
+from cellray.atlas.store import Atlas
 from cellray.cli import main
+
+PORTS = ("ray", "dashboard", "mlflow", "s3")
 
 
 @pytest.fixture
@@ -56,3 +62,31 @@ def test_sweep(counts, dry, capfd):
     ):
         found = dry(counts, *words, *more, status=2)
         assert said in found["error"] + found["mend"]
+
+
+def test_split(counts, dry, capfd):
+    assert main(["ingest", "1.h5ad", "--out", "cells.zarr"]) == 0
+    capfd.readouterr()
+    words = ["split", "cells.zarr", "--name", "holdout", "--by", "donor", "--values", "donor_1"]
+    planned = dry(counts, *words)
+    assert sum(planned["cells"].values()) == planned["n_cells"] == 80
+    assert Atlas.open("cells.zarr").manifest.splits == {}
+    assert "has no value" in dry(counts, *words[:-1], "donor_x", status=2)["error"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["cells"] == planned["cells"]
+    assert "already" in dry(counts, *words, status=2)["error"]
+
+
+def test_cluster_up(counts, dry):
+    free = [word for server in PORTS for word in (f"--{server}-port", "0")]
+    words = ["cluster", "up", "--local", "--workers", "2", *free]
+    planned = dry(counts, *words)
+    assert (planned["workers"], list(planned["servers"])) == (2, list(PORTS))
+    assert "S3 server" in planned["installs"]
+    alone = dry(counts, *words, "--no-s3")
+    assert (list(alone["servers"]), alone["installs"]) == ([*PORTS[:3]], None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert "is taken" in dry(counts, *words, "--mlflow-port", port, status=2)["error"]
+    (counts / ".cellray" / "cluster" / "mlflow" / "artifacts").mkdir(parents=True)
+    assert "without an S3 server" in dry(counts, *words, status=2)["error"]

@@ -153,6 +153,28 @@ def split_cells(
     return sides
 
 
+def plan_split(atlas: Atlas, name: str, spec: SplitSpec) -> tuple[Sides, dict[str, Any]]:
+    """Split an atlas's cells, and say what `store_split` would store; nothing is written.
+
+    Returns
+    -------
+    sides, facts
+        Of `split_cells` and of `store_split`.
+
+    Raises
+    ------
+    CellrayError
+        A name that is taken or cannot be a path, no such column, or what `split_cells` refuses.
+    """
+    if not re.fullmatch(r"\w[\w-]*", name):
+        raise CellrayError(f"'{name}' cannot name a split", "use letters, digits, '_' and '-'")
+    if name in atlas.manifest.splits:
+        raise CellrayError(f"{atlas.url} has a split '{name}' already", "choose another name")
+    sides = split_cells(_column(atlas, spec.column), atlas.part_cells, spec)
+    cells = dict(zip(SIDES, np.bincount(sides, minlength=3).tolist(), strict=True))
+    return sides, {**asdict(spec), "n_cells": atlas.n_cells, "cells": cells}
+
+
 def store_split(atlas: Atlas, name: str, spec: SplitSpec) -> dict[str, Any]:
     """Split an atlas's cells and store the split in it under a name.
 
@@ -166,16 +188,9 @@ def store_split(atlas: Atlas, name: str, spec: SplitSpec) -> dict[str, Any]:
     Raises
     ------
     CellrayError
-        A name that is taken or cannot be a path, no such column, what `split_cells` refuses, or
-        an atlas that cannot be written.
+        What `plan_split` refuses, or an atlas that cannot be written.
     """
-    if not re.fullmatch(r"\w[\w-]*", name):
-        raise CellrayError(f"'{name}' cannot name a split", "use letters, digits, '_' and '-'")
-    if name in atlas.manifest.splits:
-        raise CellrayError(f"{atlas.url} has a split '{name}' already", "choose another name")
-    sides = split_cells(_column(atlas, spec.column), atlas.part_cells, spec)
-    cells = dict(zip(SIDES, np.bincount(sides, minlength=3).tolist(), strict=True))
-    facts = {**asdict(spec), "n_cells": atlas.n_cells, "cells": cells}
+    sides, facts = plan_split(atlas, name, spec)
     with storage_errors(atlas.url), amending(atlas.url):
         now = Atlas.open(atlas.url)
         manifest = now.manifest

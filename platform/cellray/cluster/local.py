@@ -10,9 +10,9 @@ from typing import Any
 
 from cellray.cluster import swift
 from cellray.cluster.nodes import alive_nodes
-from cellray.cluster.processes import end, family
+from cellray.cluster.processes import HOST, end, family
 from cellray.cluster.servers import BUCKET, client_env
-from cellray.cluster.starting import Starting, forget, planned
+from cellray.cluster.starting import Starting, choose_ports, forget, planned
 from cellray.cluster.state import (
     S3_KEY,
     Credentials,
@@ -55,13 +55,8 @@ def up(
     """
     folder = folder.absolute()
     with locked(folder):
-        left = read_state(folder)
-        if left is not None and left.ready and _family(left):
-            raise CellrayError(
-                f"a cluster runs already in {folder}, since {left.started}",
-                "look at it with 'cellray cluster status', or end it with 'cellray cluster down'",
-            )
-        if left is not None:  # of a start that was killed, or of processes that are gone
+        left = _left(folder)
+        if left is not None:
             _end(folder, left)
         _check_artifacts(folder, wanted)
         if wanted.s3_env is not None and not swift.find_environment(wanted.s3_env):
@@ -76,6 +71,29 @@ def up(
             _end(folder, starting.state)
             raise
     return state
+
+
+def dry_run(folder: Path, wanted: Wanted) -> dict[str, Any]:
+    """Say what `up` would install and start; nothing is started or written.
+
+    Raises
+    ------
+    CellrayError
+        One runs already, a port is taken, or the files of models lie elsewhere.
+    """
+    folder = folder.absolute()
+    _left(folder)
+    _check_artifacts(folder, wanted)
+    ports = choose_ports(wanted)
+    new = wanted.s3_env is not None and not swift.find_environment(wanted.s3_env)
+    return {
+        "folder": str(folder),
+        "servers": {name: f"{HOST}:{port}" for name, port in ports.items()},
+        "workers": wanted.workers,
+        "cpus": wanted.cpus,
+        "bytes_of_each_object_store": wanted.store,
+        "installs": f"the S3 server, about 80 MB, into {wanted.s3_env}" if new else None,
+    }
 
 
 def down(folder: Path) -> int:
@@ -140,6 +158,23 @@ def environment(folder: Path) -> dict[str, str]:
             "start one with 'cellray cluster up --local', or name its folder with --dir",
         )
     return client_env(state, read_credentials(Path(state.credentials)))
+
+
+def _left(folder: Path) -> State | None:
+    """Give what is left of a start that was killed, or of processes that are gone.
+
+    Raises
+    ------
+    CellrayError
+        It runs.
+    """
+    left = read_state(folder)
+    if left is not None and left.ready and _family(left):
+        raise CellrayError(
+            f"a cluster runs already in {folder}, since {left.started}",
+            "look at it with 'cellray cluster status', or end it with 'cellray cluster down'",
+        )
+    return left
 
 
 def _family(state: State) -> list[Any]:

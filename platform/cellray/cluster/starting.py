@@ -44,26 +44,33 @@ def planned(folder: Path, wanted: Wanted) -> State:
     CellrayError
         A port is taken.
     """
-    ray, dashboard, mlflow, s3 = (
-        check_port(getattr(wanted, f"{name}_port"), f"--{name}-port")
-        if name != "s3" or wanted.s3_env is not None
-        else 0
-        for name in ("ray", "dashboard", "mlflow", "s3")
-    )
+    ports = choose_ports(wanted)
     return State(
         mark=secrets.token_hex(16),
         ready=False,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         workers=wanted.workers,
         cpus=wanted.cpus,
-        dashboard=f"http://{HOST}:{dashboard}",
-        ray_address=f"{HOST}:{ray}",
-        mlflow=f"http://{HOST}:{mlflow}",
-        s3=None if wanted.s3_env is None else f"http://{HOST}:{s3}",
+        dashboard=f"http://{HOST}:{ports['dashboard']}",
+        ray_address=f"{HOST}:{ports['ray']}",
+        mlflow=f"http://{HOST}:{ports['mlflow']}",
+        s3=None if wanted.s3_env is None else f"http://{HOST}:{ports['s3']}",
         token=str(folder / TOKEN),
         credentials=str(folder / CREDENTIALS),
         scratch=_scratch(),
     )
+
+
+def choose_ports(wanted: Wanted) -> dict[str, int]:
+    """Give each server's port, on which nothing listens yet.
+
+    Raises
+    ------
+    CellrayError
+        One is taken.
+    """
+    names = ("ray", "dashboard", "mlflow", *(["s3"] if wanted.s3_env is not None else []))
+    return {name: check_port(getattr(wanted, f"{name}_port"), f"--{name}-port") for name in names}
 
 
 def _scratch() -> str:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
 from cellray.atlas.storage import normalise
 from cellray.atlas.store import Atlas
-from cellray.cluster.address import ClusterError
+from cellray.cluster.address import ClusterError, find_address
 from cellray.core.errors import CellrayError
 from cellray.evaluation.asked import MAX_CELLS
 from cellray.evaluation.gates import (
@@ -23,7 +23,7 @@ from cellray.evaluation.gates import (
     protocols,
 )
 from cellray.evaluation.held_out import settled
-from cellray.evaluation.submit import Done, Runner, runner
+from cellray.evaluation.submit import Done, Runner, in_process, runner
 from cellray.evaluation.suite import Suite
 from cellray.track.catalogue import aliases_of, find_model, find_version, show_model
 from cellray.track.evaluations import DIGEST, Evaluation, evaluations_of, options
@@ -107,17 +107,7 @@ def watch(
     CellrayError
         No such model, an atlas or column that cannot be used, or nothing to promote by.
     """
-    if promoting and not suite.gates:
-        raise CellrayError(
-            f"--promote needs gates, and {file} has none", "add 'gates:', or leave --promote out"
-        )
-    atlas = normalise(atlas)  # a job has another working folder
-    columns = {column for _, spec in suite.specs(given).values() for column in spec.columns}
-    Atlas.open(atlas).obs(sorted(columns))
-    show_model(name)
-    watcher = _Watcher(
-        name, atlas, suite, file, dict(given), max_cells, runner(), promoting=promoting
-    )
+    watcher = _Watcher.of(name, atlas, suite, file, given, max_cells, promoting=promoting)
     while True:
         try:
             yield from watcher.look()
@@ -128,6 +118,40 @@ def watch(
         if once:
             return
         time.sleep(every)
+
+
+def dry_run(
+    name: str,
+    *,
+    atlas: str,
+    suite: Suite,
+    file: str,
+    given: Mapping[str, Any] = MappingProxyType({}),
+    max_cells: int = MAX_CELLS,
+    promoting: bool = False,
+) -> dict[str, Any]:
+    """Say what the first look of `watch` would do; nothing is started or written.
+
+    Raises
+    ------
+    CellrayError
+        What `watch` refuses before it looks.
+    """
+    watcher = _Watcher.of(name, atlas, suite, file, given, max_cells, promoting=promoting)
+    digest = Atlas.open(watcher.atlas).digest
+    new = [version["uri"] for version in watcher.new(digest)]
+    judged = [uri for uri in new if watcher.stored(uri, digest) is not None]
+    here = watcher.runner is in_process
+    return {
+        "name": name,
+        "atlas": watcher.atlas,
+        "suite": file,
+        "evaluates": [uri for uri in new if uri not in judged],
+        "evaluated_before": judged,
+        "runs": "processes on this machine" if here else f"jobs at {find_address().url}",
+        "gates": [*suite.gates],
+        "promotes": promoting,
+    }
 
 
 @dataclass(frozen=True)
@@ -143,13 +167,42 @@ class _Watcher:
     runner: Runner
     promoting: bool = field(kw_only=True)
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        atlas: str,
+        suite: Suite,
+        file: str,
+        given: Mapping[str, Any],
+        max_cells: int,
+        *,
+        promoting: bool,
+    ) -> Self:
+        """Check what is asked; see `watch`."""
+        if promoting and not suite.gates:
+            raise CellrayError(
+                f"--promote needs gates, and {file} has none",
+                "add 'gates:', or leave --promote out",
+            )
+        atlas = normalise(atlas)  # a job has another working folder
+        columns = {column for _, spec in suite.specs(given).values() for column in spec.columns}
+        Atlas.open(atlas).obs(sorted(columns))
+        show_model(name)
+        return cls(name, atlas, suite, file, dict(given), max_cells, runner(), promoting=promoting)
+
+    def new(self, digest: str) -> Iterator[dict[str, Any]]:
+        """Find the versions that have no tag yet, the oldest first."""
+        tag = self.tag(digest)
+        for version in reversed(show_model(self.name)["versions"]):
+            if tag not in version["tags"]:
+                yield version
+
     def look(self) -> Iterator[Event]:
         """Deal with the versions that have no tag yet, the oldest first."""
         digest = Atlas.open(self.atlas).digest
-        tag = f"{TAG}.{self.key(digest)}"
-        for version in reversed(show_model(self.name)["versions"]):
-            if tag in version["tags"]:
-                continue
+        tag = self.tag(digest)
+        for version in self.new(digest):
             last = None
             for last in self.deal_with(version["uri"], version["version"], digest):
                 yield last
@@ -157,6 +210,10 @@ class _Watcher:
                 said = f"{last.what} by {self.file} on {self.atlas}"
                 with store_errors():
                     client().set_model_version_tag(self.name, str(version["version"]), tag, said)
+
+    def tag(self, digest: str) -> str:
+        """Give the tag of the versions that were dealt with."""
+        return f"{TAG}.{self.key(digest)}"
 
     def key(self, digest: str) -> str:
         """Give a name to the suite, what it leaves open, and the state of the atlas and files."""

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray import serve
@@ -20,6 +21,28 @@ from cellray.serving.app import Settings, build
 from cellray.track.catalogue import version_of
 
 APPLICATION = "cellray"
+
+
+def dry_run(settings: Settings, port: int) -> dict[str, Any]:
+    """Say what `serving` would serve, and where; nothing is started.
+
+    Raises
+    ------
+    CellrayError
+        No such model, no token where one is needed, or a port that is taken. Whether the replicas
+        find room shows when they start.
+    """
+    build(settings.model_dump())
+    require_free(settings.host, port)
+    return {
+        "model": version_of(settings.model),
+        "url": f"http://{settings.host}:{port}",
+        "ray": os.environ.get("RAY_ADDRESS") or "local",
+        "replicas": settings.replicas,
+        "cpus": float(settings.replicas),
+        "gpus": settings.gpus * settings.replicas,
+        "follows": settings.model if settings.follow else None,
+    }
 
 
 @contextmanager

@@ -209,6 +209,18 @@ def test_the_command_says_every_event_and_sums_up(run, atlas, capfd):
     assert "did you mean 'cells'" in capfd.readouterr().err
 
 
+def test_a_dry_run_names_the_versions_that_would_be_evaluated(registry, log, atlas, dry, capfd):
+    Path("suite.yaml").write_text(yaml.safe_dump(SUITE.model_dump(exclude_unset=True)))
+    words = ["watch", "cells", "--suite", "suite.yaml", "--atlas", atlas.url, "--promote"]
+    log("models:/cells/1", "annotation", {KNN: 0.6})
+    document = dry(registry, *words, "--label", "cell_type")
+    assert document["evaluates"] == ["models:/cells/2"]
+    assert document["evaluated_before"] == ["models:/cells/1"]
+    assert (document["runs"], document["promotes"]) == ("processes on this machine", True)
+    assert [tags(1), tags(2), champion()] == [[], [], 1]
+    assert "did you mean" in dry(registry, *words, "--label", "cell_typ", status=2)["mend"]
+
+
 def test_ctrl_c_ends_it_with_a_line(run, atlas, monkeypatch, capfd):
     def interrupt(seconds):
         raise KeyboardInterrupt

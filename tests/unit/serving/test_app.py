@@ -1,6 +1,7 @@
 """Building the application: settings, tokens, and which version is served."""
 
 import hashlib
+import socket
 
 import cloudpickle
 import pytest
@@ -26,6 +27,7 @@ def register():
 def registered(store):
     register()
     promote("cells", source="1")
+    return store
 
 
 def arguments(application):
@@ -98,3 +100,17 @@ def test_a_look_that_meets_a_bug_is_not_the_last(registered, monkeypatch, caplog
     promote("cells", source=str(register()), to="next")
     replica._look_once()
     assert (served.resolved.version, replica._served.resolved.version) == (1, 2)
+
+
+def test_a_dry_run_says_what_would_be_served_and_where(registered, dry, monkeypatch):
+    monkeypatch.delenv("CELLRAY_SERVE_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = ["serve", "models:/cells@champion", "--replicas", "2", "--port", port]
+        assert "is taken" in dry(registered, *words, status=2)["error"]
+    planned = dry(registered, *words)
+    assert (planned["model"], planned["replicas"]) == ("models:/cells/1", 2)
+    assert planned["url"] == f"http://127.0.0.1:{port}"
+    assert "CELLRAY_SERVE_TOKEN" in dry(registered, *words, "--host", "0.0.0.0", status=2)["mend"]
+    assert "no version" in dry(registered, "serve", "models:/cells/9", status=2)["error"]
