@@ -34,18 +34,23 @@ def submitted_text(found: Mapping[str, Any]) -> str:
 
 
 def job_document(job: Any) -> dict[str, Any]:  # noqa: ANN401 - Ray's JobDetails
-    """Give what is known of a job, for programs."""
+    """Give what is known of a job, for programs.
+
+    Ray knows when a job was submitted, and not when it began: its seconds hold those in the queue.
+    """
+    from cellray.cluster.jobs import driver_status, owner
+
     return {
         "id": job.submission_id,
         "status": job.status.value.lower(),
         "name": (job.metadata or {}).get("name"),
         "verb": (job.metadata or {}).get("verb"),
-        "user": (job.metadata or {}).get("user"),
+        "user": owner(job),
         "entrypoint": job.entrypoint,
-        "started": _when(job.start_time),
+        "submitted": _when(job.start_time),
         "ended": _when(job.end_time),
         "seconds": _seconds(job.start_time, job.end_time),
-        "exit_code": job.driver_exit_code,
+        "exit_code": driver_status(job),
         "message": job.message,
     }
 
@@ -54,9 +59,9 @@ def jobs_text(found: Sequence[Mapping[str, Any]]) -> str:
     """Lay out a list of jobs."""
     if not found:
         return "no jobs"
-    header = ("job", "status", "user", "started", "took")
+    header = ("job", "status", "user", "submitted", "wait and run")
     rows = [
-        (job["id"], job["status"], job["user"] or "", job["started"], duration(job["seconds"]))
+        (job["id"], job["status"], job["user"] or "", job["submitted"], duration(job["seconds"]))
         for job in found
     ]
     return table(header, rows)
@@ -64,13 +69,16 @@ def jobs_text(found: Sequence[Mapping[str, Any]]) -> str:
 
 def job_text(job: Mapping[str, Any]) -> str:
     """Lay out how a job stands."""
-    lines = [
-        f"command    {job['entrypoint']}",
-        f"started    {job['started']}, {duration(job['seconds'])} ago"
-        if job["ended"] is None
-        else f"ran        {job['started']} to {job['ended']}, {duration(job['seconds'])}",
-        f"log        cellray jobs logs {job['id']}",
-    ]
+    since = f"{job['submitted']}, {duration(job['seconds'])}"
+    lines = [f"command    {job['entrypoint']}"]
+    if job["status"] == "pending":
+        lines.append(f"waits since {since}")
+    elif job["ended"] is None:
+        lines.append(f"submitted  {since} ago")
+    else:
+        lines += [f"submitted  {job['submitted']}"]
+        lines += [f"ended      {job['ended']}, {duration(job['seconds'])} later"]
+    lines.append(f"log        cellray jobs logs {job['id']}")
     if job["status"] == "failed":
         lines += [f"why        {line}" for line in [*why(job), *_hint(job)]]
     elif job["status"] == "pending":
@@ -80,7 +88,7 @@ def job_text(job: Mapping[str, Any]) -> str:
 
 def ended_text(job: Mapping[str, Any]) -> str:
     """Say how a followed job has ended."""
-    return "\n".join([f"{job['id']}: {_state(job)} after {duration(job['seconds'])}", *_hint(job)])
+    return "\n".join([_end(job), *_hint(job)])
 
 
 def stopped_text(job: Mapping[str, Any]) -> str:
@@ -89,8 +97,10 @@ def stopped_text(job: Mapping[str, Any]) -> str:
         return f"{job['id']}: queued; it ends when its turn comes, before it begins"
     if job["status"] == "running":
         return f"{job['id']}: still ending; see 'cellray jobs status {job['id']}'"
-    more = f"\nto go on: {job['resume']}" if job["resume"] else ""
-    return f"{job['id']}: {_state(job)} after {duration(job['seconds'])}{more}"
+    again = "submit the same file again" if job["verb"] == "pipeline" else None
+    if job["status"] != "stopped" or not (on := job["resume"] or again):
+        return _end(job)
+    return f"{_end(job)}\nto go on: {on}"
 
 
 def detached_text(job: str) -> str:
@@ -107,6 +117,10 @@ def why(job: Mapping[str, Any]) -> list[str]:
     return lines[-3:]
 
 
+def _end(job: Mapping[str, Any]) -> str:
+    return f"{job['id']}: {_state(job)}, {duration(job['seconds'])} after it was submitted"
+
+
 def _state(job: Mapping[str, Any]) -> str:
     code = job["exit_code"]
     return (
@@ -117,7 +131,14 @@ def _state(job: Mapping[str, Any]) -> str:
 
 
 def _hint(job: Mapping[str, Any]) -> list[str]:
-    """Say how to mend what Python itself says of a module that is absent."""
+    """Say how to mend a lack of memory, and a module that is absent, as Python itself says."""
+    from cellray.cluster.jobs import KILLED
+
+    if job["exit_code"] == KILLED:
+        return [
+            "it was killed, often for lack of memory: give it a node's with --resources "
+            "memory=8GiB, or more"
+        ]
     absent = re.search(r"No module named '?(\w+)", job["message"] or "")
     if not absent:
         return []

@@ -7,6 +7,12 @@ from tests.integration.driver import RECIPE, check_undisturbed, history, start
 
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.write import ingest
+from cellray.cli import main
+from cellray.cluster.address import Address
+from cellray.cluster.follow import follow
+from cellray.cluster.jobs import Jobs, Request
+from cellray.cluster.processes import free_ports
+from cellray.cluster.settings import resources
 from cellray.core.recipe import Recipe
 
 pytestmark = pytest.mark.slow
@@ -26,6 +32,7 @@ def cluster(request):
     """A head with room for the driver and the reads, to which nodes are added."""
     head = {"num_cpus": 2, "object_store_memory": 300_000_000}
     head["include_dashboard"] = getattr(request, "param", False)
+    (head["dashboard_port"],) = free_ports(1)
     made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     made.shutdown()
@@ -102,3 +109,25 @@ def test_workers_and_reads_run_on_the_nodes_that_have_their_labels(cluster, laun
     assert reads
     assert set(reads) == {nodes["feed"]}
     driver.kill()
+
+
+@pytest.mark.parametrize("cluster", [True], indirect=True, ids=["dashboard"])
+def test_a_job_whose_node_is_lost_is_followed_to_its_end(cluster, capfd):
+    """Its log is gone with the node; how it ended is not."""
+    node = cluster.add_node(**NODE, resources={"seat": 1})
+    cluster.wait_for_nodes()
+    url = f"http://{cluster.webui_url}"
+    jobs, seat = Jobs(Address(url, "test")), resources(["seat=1"])
+    job = jobs.submit(Request("lost", "echo begun; sleep 1000", {}, resources=seat))
+    written = []
+
+    def write(text):
+        written.append(text)
+        if text.startswith("begun") or "\nbegun" in text:
+            cluster.remove_node(node, allow_graceful=False)
+
+    assert follow(jobs, job, write).status.value == "FAILED"
+    assert "begun\n" in "".join(written)
+    # And by who comes later.
+    assert main(["jobs", "logs", job, "--follow", "--address", url]) == 1
+    assert "lost: failed, " in capfd.readouterr().err

@@ -156,7 +156,7 @@ def test_ctrl_c_leaves_a_job_alone_and_a_stop_ends_it_in_a_checkpoint(place):
     found = place.document("jobs", "stop", job)
     (run,) = place.mlflow_runs(job)
     assert (found["status"], run.info.status) == ("stopped", "KILLED")
-    assert found["resume"] == f"cellray pretrain --resume {run.info.run_id}"
+    assert found["resume"] == f"cellray submit pretrain --resume {run.info.run_id}"
     log, _ = place.run("jobs", "logs", job, "--follow", status=143)
     assert "stopping in a checkpoint" in log
     assert log.splitlines()[-1] == "terminated"

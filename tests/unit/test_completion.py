@@ -1,12 +1,17 @@
 """What the shell completes, asked as shells ask; and typed into a real bash."""
 
+import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from mlflow import MlflowClient
@@ -47,6 +52,59 @@ def completed(*words, shell="complete_bash", folder, **env):
     )
     assert done.stderr == ""
     return [line for line in done.stdout.splitlines() if line]
+
+
+@contextmanager
+def dashboard(seconds=0.0):
+    """What a cluster's dashboard says of its jobs, sooner or later, and the token it asks for."""
+    names = ("train-a", "train-b", None)
+    jobs = [
+        {"submission_id": name, "status": "RUNNING", "start_time": at}
+        for at, name in enumerate(names)
+    ]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            time.sleep(seconds)
+            good = self.headers["Authorization"] == "Bearer t0ken"
+            self.send_response(200 if good and self.path == "/api/jobs/" else 401)
+            self.end_headers()
+            with suppress(OSError):  # who has asked is gone
+                self.wfile.write(json.dumps(jobs).encode())
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_jobs_of_a_cluster_are_completed(tmp_path):
+    jobs = ("cellray", "jobs")
+    (tmp_path / "token").write_text("t0ken\n")
+    let_in = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    with dashboard() as url:
+        env = {"RAY_API_SERVER_ADDRESS": url, "RAY_AUTH_MODE": ""}
+        assert completed(*jobs, "logs", "", folder=tmp_path, **env) == []
+        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t0ken"}
+        everything = ["last", "train-b", "train-a"]
+        assert completed(*jobs, "logs", "", folder=tmp_path, **env) == everything
+        elsewhere = let_in | {"RAY_API_SERVER_ADDRESS": "127.0.0.1:1", "RAY_AUTH_TOKEN": ""}
+        named = [*jobs, "stop", "--address", *re.split("(:)", url), "tr"]
+        assert completed(*named, folder=tmp_path, **elsewhere) == ["train-b", "train-a"]
+        assert completed(*jobs, "status", "", folder=tmp_path, **elsewhere) == []
+    with dashboard(seconds=30) as url:
+        began = time.monotonic()
+        env |= {"RAY_API_SERVER_ADDRESS": url}
+        assert completed(*jobs, "delete", "", folder=tmp_path, **env) == []
+        assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cellray.core.errors import CellrayError
+from cellray.core.ports import is_loopback
 
 LOCAL = Path(".cellray") / "cluster" / "state.json"
 """What ``cellray cluster up`` leaves in the working folder."""
@@ -98,9 +99,16 @@ def _checked(url: str, source: str) -> Address:
 
 
 def _known(address: Address) -> Address:
-    """Let one into the local cluster when it is the one that is named."""
+    """Let one into the local cluster when it is the one that is named, by any name of loopback."""
     local = _local()
-    return local if local is not None and local.url == address.url else address
+    return local if local is not None and _place(local.url) == _place(address.url) else address
+
+
+def _place(url: str) -> str:
+    """Spell an address in one way, where it is this machine's."""
+    parts = urlsplit(url)
+    here = is_loopback(parts.hostname or "")
+    return parts._replace(netloc=f"127.0.0.1:{parts.port}").geturl() if here else url
 
 
 def _local() -> Address | None:

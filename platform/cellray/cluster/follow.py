@@ -5,26 +5,48 @@ import math
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import aiohttp
 from ray.job_submission import JobDetails
 
 from cellray.cluster.address import ClusterError
-from cellray.cluster.jobs import Jobs, ended
+from cellray.cluster.jobs import Jobs, ended, last_lines
+from cellray.core.errors import CellrayError
 from cellray.core.secrets import first_line
 
 LOOK_SECONDS = 0.5
+STOP_SECONDS = 90.0
+"""How long `end` waits for a job's end: longer than a job may take for its checkpoint."""
+QUEUED_SECONDS = 5.0
+"""The same of a job that waits in the queue: Ray ends it when its turn comes."""
+ASK_SECONDS = 2.0
+"""How often a log is asked for that cannot be followed."""
 LOST = 5
-"""Lost connections in a row after which a log is no longer followed."""
+"""Questions in a row without an answer after which a log is no longer followed."""
 
-RESUMPTION = re.compile(r"cellray (?:pretrain|sweep|pipeline) --resume [\w./:-]+")
+RESUMED = ("pretrain", "sweep")
+"""Verbs that go on from an id; other verbs are submitted again."""
 
 
-def follow(jobs: Jobs, job: str, write: Callable[[str], object]) -> JobDetails:
+def follow(
+    jobs: Jobs, job: str, write: Callable[[str], object], *, tail: int | None = None
+) -> JobDetails:
     """Write what a job writes, from its beginning to its end, and tell how it ended.
 
-    What interrupts it leaves the job alone.
+    What interrupts it leaves the job alone. What `write` raises is raised.
+
+    Parameters
+    ----------
+    jobs
+        The cluster.
+    job
+        An id.
+    write
+        Called with what is new, as it was written.
+    tail
+        Of what was written before, the number of last lines; None for all.
 
     Raises
     ------
@@ -32,14 +54,13 @@ def follow(jobs: Jobs, job: str, write: Callable[[str], object]) -> JobDetails:
         The cluster was lost, and did not come back.
     """
     log, lost = _Log(jobs, job, write), 0
+    if tail is not None:
+        log.skip(tail)
     while True:
+        followed = log.follow()
         try:
-            asyncio.run(log.tail())
             found = jobs.info(job)
-            if ended(found):
-                log.rest()
-                return found
-        except (aiohttp.ClientError, RuntimeError, OSError, ClusterError) as error:
+        except ClusterError as error:
             lost += 1
             if lost >= LOST:
                 raise ClusterError(
@@ -47,9 +68,13 @@ def follow(jobs: Jobs, job: str, write: Callable[[str], object]) -> JobDetails:
                     f"see 'cellray jobs status {job}' when it is back; the job may go on",
                 ) from error
             time.sleep(lost)
-        else:
-            lost = 0
-            time.sleep(LOOK_SECONDS)
+            continue
+        lost = 0
+        if ended(found) or not followed:
+            log.rest()
+        if ended(found):
+            return found
+        time.sleep(LOOK_SECONDS if followed else ASK_SECONDS)
 
 
 @dataclass
@@ -60,24 +85,57 @@ class _Log:
     job: str
     write: Callable[[str], object]
     seen: int = 0
+    unwritten: Exception | None = None
 
-    async def tail(self) -> None:
-        """Write what is new, as long as a connection lasts."""
+    def skip(self, lines: int) -> None:
+        """Write no more than the last lines of what is there."""
+        text = self.jobs.logs(self.job)
+        self.seen = len(text) - len(last_lines(text, lines))
+        self._put(text, len(text))
+
+    def follow(self) -> bool:
+        """Write what is new, as long as a connection lasts; say whether it has ended in order."""
+        if _in_loop():
+            return False
+        try:
+            asyncio.run(self._tail())
+        except (aiohttp.ClientError, RuntimeError, OSError) as error:
+            if error is self.unwritten:
+                raise
+            return False
+        return True
+
+    async def _tail(self) -> None:
         told = 0
         async for text in self.jobs.tail(self.job):
             told += len(text)
             self._put(text, told)
 
     def rest(self) -> None:
-        """Write what came after the last connection had ended."""
-        text = self.jobs.logs(self.job)
+        """Write what no connection has brought; nothing where the node that has it is gone."""
+        try:
+            text = self.jobs.logs(self.job)
+        except ClusterError:
+            return
         self._put(text, len(text))
 
     def _put(self, text: str, told: int) -> None:
         fresh = text[len(text) - max(0, told - self.seen) :] if told > self.seen else ""
         if fresh:
-            self.write(fresh)
+            try:
+                self.write(fresh)
+            except Exception as error:
+                self.unwritten = error
+                raise
         self.seen = max(self.seen, told)
+
+
+def _in_loop() -> bool:
+    """Say whether this thread runs asyncio's loop, as a notebook's does: then none else may."""
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return True
+    return False
 
 
 def wait(jobs: Jobs, job: str, seconds: float = math.inf) -> JobDetails:
@@ -88,7 +146,63 @@ def wait(jobs: Jobs, job: str, seconds: float = math.inf) -> JobDetails:
     return found
 
 
-def resumption(log: str) -> str | None:
-    """Find the command that goes on with what a job has begun, in what it has written."""
-    found = RESUMPTION.findall(log)
-    return found[-1] if found else None
+def end(
+    jobs: Jobs, job: JobDetails, say: Callable[[str], object] = lambda line: None
+) -> tuple[JobDetails, str | None]:
+    """Ask a job to end, and wait for that.
+
+    Parameters
+    ----------
+    jobs, job
+        The cluster, and how the job stands.
+    say
+        Called with a line before it is waited for.
+
+    Returns
+    -------
+    JobDetails
+        How it stands then.
+    str or None
+        The command that goes on with it.
+
+    Raises
+    ------
+    CellrayError
+        It has ended before, or nothing of it is there.
+    """
+    name, status = str(job.submission_id), str(job.status.value)
+    if ended(job):
+        raise CellrayError(
+            f"job {name} has ended before: {status.lower()}", f"see 'cellray jobs logs {name}'"
+        )
+    heard = jobs.stop(name)
+    if heard:
+        say(f"stopping {name}")
+    found = wait(jobs, name, STOP_SECONDS if heard and status == "RUNNING" else QUEUED_SECONDS)
+    if not (heard or ended(found)):
+        raise CellrayError(
+            f"job {name} is {found.status.value.lower()}, and nothing of it is there to be stopped",
+            "stop it again in a minute, when Ray has begun it or knows that it was lost",
+        )
+    log = ""
+    with suppress(ClusterError):  # its node may be gone
+        log = jobs.logs(name)
+    return found, resumption(log, (job.metadata or {}).get("verb"))
+
+
+def resumption(log: str, verb: str | None) -> str | None:
+    """Make the command that goes on, on the cluster, with what a job has begun.
+
+    Parameters
+    ----------
+    log
+        What the job has written.
+    verb
+        Of the job; None where it does not say.
+    """
+    verbs = [one for one in RESUMED if verb in {one, None}]
+    found = re.findall(rf"cellray ({'|'.join(verbs)}) --resume ([\w./:-]+)", log) if verbs else []
+    if not found:
+        return None
+    known, run_id = found[-1]
+    return f"cellray submit {known} --resume {run_id}"

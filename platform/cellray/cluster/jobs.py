@@ -1,8 +1,10 @@
 """Jobs of a Ray cluster, from outside: submitted, listed, followed, stopped."""
 
+import getpass
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,8 +21,12 @@ from cellray.core.secrets import first_line, scrub
 
 REQUEST_SECONDS = 60.0
 KNOCK_SECONDS = 10.0
+SETTLING_SECONDS = 3.0
+"""After a job's end Ray looks for it once more, and lists as failed what it does not find."""
 LAST = "last"
-"""Stands for the job that was submitted last."""
+"""Stands for the job that its user has submitted last."""
+KILLED = 137
+"""What a shell calls the end by SIGKILL."""
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -116,17 +122,17 @@ class Jobs:
         return sorted(found, key=lambda job: job.start_time or 0, reverse=True)
 
     def find(self, name: str) -> JobDetails:
-        """Find a job by its id, by the beginning of one, or as the ``last``.
+        """Find a job by its id, by the beginning of one, or as the ``last`` of this user.
 
         Raises
         ------
         CellrayError
-            There is none, or several begin so.
+            There is none, or several begin so, or the last ones are of others.
         """
         known = self.list()
         ids = [str(job.submission_id) for job in known]
         if name == LAST and known:
-            return known[0]
+            return self._last(known)
         found = [job for job in known if job.submission_id == name] or [
             job for job in known if str(job.submission_id).startswith(name)
         ]
@@ -138,6 +144,17 @@ class Jobs:
                 f"{len(found)} jobs begin with '{name}': {shown}", "give more of the id"
             )
         raise CellrayError(f"no job '{name}' at {self.url}", suggest(name, ids))
+
+    def _last(self, known: Sequence[JobDetails]) -> JobDetails:
+        me = this_user()
+        for job in known:
+            if owner(job) == me:
+                return job
+        raise CellrayError(
+            f"no job at {self.url} was submitted by {me}; the newest is "
+            f"{known[0].submission_id}, by {owner(known[0]) or 'someone unnamed'}",
+            "give the id of the job that is meant",
+        )
 
     def info(self, job: str) -> JobDetails:
         """Tell how a job stands."""
@@ -153,6 +170,13 @@ class Jobs:
         """Ask a job to end; say whether it was there to be ended."""
         with self._reached():
             return self._client.stop_job(job)
+
+    def delete(self, job: JobDetails) -> None:
+        """Forget a job that has ended; its log's file stays on its node."""
+        since = time.time() - (job.end_time or 0) / 1000
+        time.sleep(min(max(0.0, SETTLING_SECONDS - since), SETTLING_SECONDS))
+        with self._reached():
+            self._client.delete_job(str(job.submission_id))
 
     def tail(self, job: str) -> Any:  # noqa: ANN401 - Ray's asynchronous iterator
         """Follow what a job writes, from its beginning."""
@@ -275,7 +299,31 @@ def exit_status(job: JobDetails) -> int:
     status = str(job.status.value)
     if status == "SUCCEEDED":
         return 0
-    return 143 if status == "STOPPED" else int(job.driver_exit_code or 1)
+    return 143 if status == "STOPPED" else driver_status(job) or 1
+
+
+def driver_status(job: JobDetails) -> int | None:
+    """Give the exit status of a job's command as a shell does: 128 and more after a signal."""
+    code = job.driver_exit_code
+    return code if code is None or code >= 0 else 128 - code
+
+
+def owner(job: JobDetails) -> str | None:
+    """Give who has submitted a job, where it says so."""
+    return (job.metadata or {}).get("user")
+
+
+def this_user() -> str:
+    """Give the user's name, or a number where there is none."""
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a container's nameless user
+        return str(os.getuid())
+
+
+def last_lines(log: str, count: int) -> str:
+    """Give the last lines of a log, as they were written."""
+    return "".join(log.splitlines(keepends=True)[-count:]) if count else ""
 
 
 def tail_lines(said: str, count: int) -> Sequence[str]:

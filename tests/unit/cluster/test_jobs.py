@@ -4,13 +4,14 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import MappingProxyType
 
 import pytest
 import ray
 
 import cellray
 from cellray.cli import main, user_error
-from cellray.cluster import settings
+from cellray.cluster import follow, settings
 from cellray.cluster.address import ClusterError, find_address
 from cellray.cluster.follow import resumption
 from cellray.cluster.jobs import Jobs, last_line
@@ -56,11 +57,14 @@ def test_an_address_is_taken_from_the_first_that_names_one(monkeypatch, local):
 
 
 def test_a_local_cluster_lets_one_in_and_names_its_mlflow(local):
-    for found in (find_address(), find_address("http://127.0.0.1:8265")):
+    names = ("127.0.0.1:8265", "http://localhost:8265", "http://LOCALHOST:8265/", "[::1]:8265")
+    for found in (find_address(), *map(find_address, names)):
+        assert found.url == "http://127.0.0.1:8265"
         assert found.headers == {"Authorization": "Bearer t0ken"}
         assert found.env == {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"}
         assert "t0ken" not in repr(found)
-    assert find_address("http://other:8265").headers == {}
+    for other in ("other:8265", "localhost:8266", "https://localhost:8265", "localhost:8265/x"):
+        assert find_address(other).headers == {}
 
 
 @pytest.mark.parametrize("given", ["http://", "ftp://x", "http://x:port", "http://x:99999"])
@@ -81,16 +85,20 @@ def test_without_a_cluster_it_is_said_what_to_give(capfd):
 
 
 @contextmanager
-def answering(status, body, then=None):
-    """A server that gives one answer to everything, or another after the first."""
+def answering(status, body, then=None, by_path=MappingProxyType({})):
+    """A server that gives one answer to everything, or another after the first, or to a path."""
     answers = iter([(status, body)] if then else [])
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            code, text = next(answers, then or (status, body))
+            usual = next(answers, then or (status, body))
+            code, text = (200, by_path[self.path]) if self.path in by_path else usual
             self.send_response(code)
             self.end_headers()
             self.wfile.write(text.encode())
+
+        def do_POST(self):
+            self.do_GET()
 
         def log_message(self, *_):
             """Say nothing."""
@@ -144,6 +152,24 @@ def test_what_a_cluster_refuses_is_said_in_a_line():
         with pytest.raises(ClusterError) as error:
             found.list()
     assert error.value.what == f"the cluster at {url} refuses this: ValueError: no such package: a"
+
+
+def test_a_job_that_is_not_there_to_be_stopped_is_said(capfd, monkeypatch):
+    """Ray answers so before it has begun a job, and when it has lost one and does not know yet."""
+    monkeypatch.setattr(follow, "QUEUED_SECONDS", 0.1)
+    job = {"type": "SUBMISSION", "submission_id": "a", "status": "RUNNING", "entrypoint": "x"}
+    paths = {
+        "/api/jobs/": json.dumps([job]),
+        "/api/jobs/a": json.dumps(job),
+        "/api/jobs/a/stop": '{"stopped": false}',
+    }
+    with answering(200, f'{{"ray_version": "{ray.__version__}"}}', by_path=paths) as url:
+        assert main(["jobs", "stop", "a", "--address", url]) == 2
+    said = capfd.readouterr().err
+    assert (
+        "error: job a is running, and nothing of it is there to be stopped; stop it again" in said
+    )
+    assert "stopping" not in said
 
 
 def test_nothing_listens(capfd):
@@ -256,10 +282,22 @@ def test_ids_are_readable_and_unique():
     assert job_id("inspect", "").count("-") == 3
 
 
-def test_the_command_that_goes_on_is_found_in_a_log():
-    log = "x\nto go on with this run: cellray pretrain --resume 4f1c9e2a\nterminated\n"
-    assert resumption(log) == "cellray pretrain --resume 4f1c9e2a"
-    assert resumption("nothing") is None
+@pytest.mark.parametrize(
+    ("verb", "on"),
+    [
+        ("pretrain", "cellray submit pretrain --resume 4f1c9e2a"),
+        ("sweep", "cellray submit sweep --resume 77ab"),
+        (None, "cellray submit sweep --resume 77ab"),
+        ("pipeline", None),
+        ("evaluate", None),
+    ],
+)
+def test_the_command_that_goes_on_with_a_job_is_of_its_verb_and_goes_to_the_cluster(verb, on):
+    """A sweep's trials may say how they go on by themselves."""
+    log = "x\nto go on with this run: cellray pretrain --resume 4f1c9e2a\n"
+    log += "to go on with this sweep: cellray sweep --resume 77ab\nterminated\n"
+    assert resumption(log, verb) == on
+    assert resumption("nothing", verb) is None
 
 
 def test_an_image_of_another_version_refuses_what_was_checked_by_this_one(monkeypatch, capfd):
