@@ -4,7 +4,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -23,6 +23,9 @@ QUEUED_SECONDS = 5.0
 """The same of a job that waits in the queue: Ray ends it when its turn comes."""
 ASK_SECONDS = 2.0
 """How often a log is asked for that cannot be followed."""
+QUIET_SECONDS = 30.0
+"""Without a word for so long it is looked whether the job has ended: a node that loses its power
+closes no connection."""
 LOST = 5
 """Questions in a row without an answer after which a log is no longer followed."""
 
@@ -99,17 +102,25 @@ class _Log:
             return False
         try:
             asyncio.run(self._tail())
-        except (aiohttp.ClientError, RuntimeError, OSError) as error:
+        except (aiohttp.ClientError, RuntimeError, OSError, ClusterError) as error:
             if error is self.unwritten:
                 raise
             return False
         return True
 
     async def _tail(self) -> None:
-        told = 0
-        async for text in self.jobs.tail(self.job):
+        told, texts = 0, self.jobs.tail(self.job)
+        while (text := await self._next(texts)) is not None:
             told += len(text)
             self._put(text, told)
+
+    async def _next(self, texts: AsyncIterator[str]) -> str | None:
+        coming = asyncio.ensure_future(anext(texts, None))
+        while not (await asyncio.wait([coming], timeout=QUIET_SECONDS))[0]:
+            if ended(await asyncio.to_thread(self.jobs.info, self.job)):
+                coming.cancel()
+                return None
+        return coming.result()
 
     def rest(self) -> None:
         """Write what no connection has brought; nothing where the node that has it is gone."""
