@@ -85,7 +85,9 @@ def resources(given: Sequence[str]) -> dict[str, Any]:
             found.setdefault("entrypoint_label_selector", {})[name] = value
             continue
         if not 0 <= number < float("inf"):
-            raise CellrayError(f"--resources {name}={value}", "give a number from 0 on")
+            raise CellrayError(
+                f"--resources {name}={value} is no amount of {name}", "give a number from 0 on"
+            )
         if name.upper() in {"CPU", "GPU"}:
             found[f"entrypoint_num_{name.lower()}s"] = number
         else:
@@ -166,4 +168,6 @@ def _bytes(text: str) -> int:
     try:
         return int(float(match[1]) * UNITS[match[2]])  # type: ignore[index] # KeyError, TypeError
     except (TypeError, KeyError, ValueError) as error:
-        raise CellrayError(f"--resources memory={text}", "give it as 4GiB or 500MB") from error
+        raise CellrayError(
+            f"--resources memory={text} is no amount of memory", "give it as 4GiB or 500MB"
+        ) from error

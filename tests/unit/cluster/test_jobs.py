@@ -190,8 +190,12 @@ def test_resources_are_those_of_rays_client():
     }
     assert settings.resources(["memory=500MB"]) == {"entrypoint_memory": 500_000_000}
     assert settings.resources([]) == {}
-    for wrong in ("CPU", "CPU=-1", "memory=", "=3", "CPU=inf"):
-        with pytest.raises(CellrayError):
+    for wrong in ("CPU=-1", "CPU=inf", "GPU=nan", "seat=-2", "memory=", "memory=-1", "memory=4 QB"):
+        name = wrong.partition("=")[0]
+        with pytest.raises(CellrayError, match=f"--resources {wrong} is no amount of {name}"):
+            settings.resources([wrong])
+    for wrong in ("CPU", "=3"):
+        with pytest.raises(CellrayError, match=f"--resources {wrong} is no KEY=VALUE"):
             settings.resources([wrong])
 
 
