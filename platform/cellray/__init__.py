@@ -18,6 +18,7 @@ _VERBS = {
     "embed": "cellray.evaluation.write",
     "evaluate": "cellray.evaluation.run",
     "ingest": "cellray.atlas.write",
+    "jobs": "cellray.remote",
     "leaderboard": "cellray.evaluation.leaderboard",
     "models": "cellray.track.catalogue",
     "pretrain": "cellray.train.run",
@@ -26,6 +27,7 @@ _VERBS = {
     "resume": "cellray.train.run",
     "resume_sweep": "cellray.tuning.run",
     "run_pipeline": "cellray.pipeline.run",
+    "submit": "cellray.remote",
     "sweep": "cellray.tuning.run",
 }
 

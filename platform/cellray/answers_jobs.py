@@ -78,7 +78,11 @@ def job_text(job: Mapping[str, Any]) -> str:
     else:
         lines += [f"submitted  {job['submitted']}"]
         lines += [f"ended      {job['ended']}, {duration(job['seconds'])} later"]
-    lines.append(f"log        cellray jobs logs {job['id']}")
+    lines += [
+        f"log        cellray jobs logs {job['id']}",
+        *(f"mlflow     {link}" for link in job["links"]),
+        *(f"model      {model}" for model in job["models"]),
+    ]
     if job["status"] == "failed":
         lines += [f"why        {line}" for line in [*why(job), *_hint(job)]]
     elif job["status"] == "pending":

@@ -110,7 +110,7 @@ def _run(arguments: list[str]) -> int:
         check_version()
         code = whole_words(run) if os.environ.get("_CELLRAY_COMPLETE") == "complete_bash" else run()
     except typer.TyperException as error:
-        return _refuse(*_usage(error), as_json="--json" in arguments)
+        return _refuse(*usage(error), as_json="--json" in arguments)
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # typer has made this of it
             raise error.__context__ from None
@@ -189,7 +189,7 @@ def _is_package(name: str | None) -> bool:
     return bool(name) and "." not in str(name) and name not in {"cellray", *stdlib_module_names}
 
 
-def _usage(error: typer.TyperException) -> tuple[str, str]:
+def usage(error: typer.TyperException) -> tuple[str, str]:
     """Say what is wrong with a command line, and where its help is."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "cellray"

@@ -67,9 +67,14 @@ def list_jobs(
     epilog=examples("cellray jobs status last", "cellray jobs status pretrain-pbmc-20261129")
 )
 def status(job: JobId, *, address: At = None, json: Json = False) -> None:
-    """Say how a job stands."""
+    """Say how a job stands, and what has come of it in MLflow."""
     with console(as_json=json) as to:
-        document = answers_jobs.job_document(_cluster(address).find(job))
+        from cellray.cluster.outcome import outcome
+
+        cluster = _cluster(address)
+        found = cluster.find(job)
+        held = outcome(found, cluster.address.env)
+        document = answers_jobs.job_document(found) | vars(held)
         to.answer(document, answers_jobs.job_text(document))
 
 

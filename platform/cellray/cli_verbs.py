@@ -4,6 +4,8 @@ Whatever is heavy is imported inside the functions, so that help and completion 
 """
 
 import csv
+import io
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -164,3 +166,10 @@ def words(text: str | None) -> list[str] | None:
         return None
     row = next(csv.reader([text], skipinitialspace=True), [])
     return [word.strip() for word in row if word.strip()]
+
+
+def quoted(parts: Iterable[object]) -> str:
+    """Write what `words` takes apart."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(parts)
+    return text.getvalue()

@@ -47,14 +47,14 @@ class Place:
     atlas: str
     folder: Path
 
-    def start(self, *words, **env):
+    def start(self, *words, python=("-m", "cellray"), **env):
         """Start ``cellray WORDS`` as a user would, in a process of its own."""
         told = {
             "RAY_API_SERVER_ADDRESS": self.cluster.dashboard,
             "MLFLOW_TRACKING_URI": self.mlflow,
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "cellray", *map(str, words)],
+            [sys.executable, *python, *map(str, words)],
             cwd=self.folder,
             env={**os.environ, **self.cluster.env, **told, **env},
             stdout=subprocess.PIPE,
@@ -139,6 +139,37 @@ def test_a_job_outlives_its_client_and_registers_its_model(place):
     assert f"job {job} has ended before: succeeded" in err
     _, err = place.run("jobs", "status", f"{job}0", status=2)
     assert f"no job '{job}0' at {place.cluster.dashboard}; did you mean '{job}'?" in err
+
+
+NOTEBOOK = """
+import asyncio
+import cellray
+from cellray.core.errors import CellrayError
+
+async def cell():  # a notebook's loop runs while its cells do
+    job = cellray.submit("inspect", "s3://no-such-bucket/atlas", job_name="cell", env={"A": "b"})
+    try:
+        job.wait()
+    except CellrayError as error:
+        print("error", error)
+    assert cellray.jobs()[0] == job and job.status() == "failed" and job.models() == []
+    assert "no-such-bucket" in job.logs()
+    try:
+        job.stop()
+    except CellrayError as error:
+        print("error", error)
+
+asyncio.run(cell())
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_submits_a_job_and_learns_why_it_failed(place):
+    out, _ = place.run(NOTEBOOK, python=("-c",))
+    failed, ended = re.findall(r"^error (.*)$", out, re.MULTILINE)
+    assert re.match(r"job inspect-cell-\S+ failed: .*s3://no-such-bucket/atlas", failed)
+    assert re.search("has ended before: failed; see 'cellray jobs logs inspect-cell-", ended)
+    assert "no-such-bucket" in out.partition("error ")[0]  # the log was shown
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from cellray.cli_submit import VERBS
+from cellray.submitting import VERBS
 
 ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "cluster" / "ray.yaml"

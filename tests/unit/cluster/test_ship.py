@@ -11,7 +11,6 @@ import typer.main
 
 import cellray
 from cellray.cli import app, main
-from cellray.cli_submit import VERBS, _parse
 from cellray.cluster import ship
 from cellray.cluster.ship import Shipment, newest_wheel
 from cellray.cluster.words import fit_words, title
@@ -19,6 +18,7 @@ from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.evaluation.suite import Suite
 from cellray.pipeline.settings import Pipeline
+from cellray.submitting import VERBS, parse
 from cellray.tuning.settings import Sweep
 
 ROOT = Path(__file__).parents[3]
@@ -48,9 +48,7 @@ def shipment(tmp_path):
 
 def fit(shipment, *words):
     """Fit the words of a verb as ``cellray submit`` does."""
-    root = typer.main.get_command(app)
-    context = root.make_context("cellray", [], resilient_parsing=True)
-    return fit_words(*_parse(context, words[0], words[1:]), shipment)
+    return fit_words(*parse(typer.main.get_command(app), words[0], words[1:]), shipment)
 
 
 def shipped(shipment):

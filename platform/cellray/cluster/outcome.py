@@ -1,0 +1,76 @@
+"""What has come of a job: its runs in MLflow, and the versions of models that they registered."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cellray.cluster.settings import MLFLOW
+from cellray.core.errors import CellrayError
+from cellray.track.runs import JOB
+from cellray.track.store import client, sqlite_file, store_errors
+
+PARENT = "mlflow.parentRunId"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What MLflow holds of a job.
+
+    Attributes
+    ----------
+    runs
+        Ids of its runs, the first one first; a sweep's trials are left out.
+    links
+        Their pages in MLflow; where the store is a file there are none.
+    models
+        ``models:/NAME/VERSION`` of what they registered.
+    """
+
+    runs: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+
+
+def outcome(job: Any, clusters: Mapping[str, str]) -> Outcome:  # noqa: ANN401 - Ray's JobDetails
+    """Look for a job's id in MLflow; a store that does not let one in holds nothing.
+
+    Parameters
+    ----------
+    job
+        The job.
+    clusters
+        What jobs are told on its cluster.
+    """
+    told = ((job.runtime_env or {}).get("env_vars") or {}).get(MLFLOW)
+    # This shell's address comes first: the nodes' own may have no meaning here.
+    uri = os.environ.get(MLFLOW) or told or clusters.get(MLFLOW)
+    file = sqlite_file(uri) if uri else None
+    if not uri or (file is not None and not file.exists()):
+        return Outcome()
+    try:
+        with store_errors():
+            return _found(uri, str(job.submission_id))
+    except CellrayError:  # away, or it wants a password: what Ray knows is still an answer
+        return Outcome()
+
+
+def _found(uri: str, job: str) -> Outcome:
+    api = client(uri)
+    experiments = {one.experiment_id for one in api.search_experiments()}
+    runs = api.search_runs([*experiments], f"tags.{JOB} = '{job}'", order_by=["start_time ASC"])
+    if not runs:
+        return Outcome()
+    ids = ", ".join(f"'{run.info.run_id}'" for run in runs)
+    versions = api.search_model_versions(f"run_id IN ({ids})")
+    shown = [run for run in runs if PARENT not in run.data.tags]
+    web = uri.startswith("http")
+    return Outcome(
+        tuple(run.info.run_id for run in shown),
+        tuple(
+            f"{uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+            for run in shown
+            if web
+        ),
+        tuple(f"models:/{one.name}/{one.version}" for one in versions),
+    )
