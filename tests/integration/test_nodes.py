@@ -9,7 +9,7 @@ from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.write import ingest
 from cellray.cli import main
 from cellray.cluster.address import Address
-from cellray.cluster.follow import follow
+from cellray.cluster.follow import follow, wait
 from cellray.cluster.jobs import Jobs, Request
 from cellray.cluster.processes import free_ports
 from cellray.cluster.settings import resources
@@ -88,7 +88,7 @@ def test_an_elastic_run_shrinks_with_its_cluster(cluster, launch, atlas):
 
 
 @pytest.mark.parametrize("cluster", [True], indirect=True, ids=["dashboard"])
-def test_workers_and_reads_run_on_the_nodes_that_have_their_labels(cluster, launch, atlas):
+def test_workers_reads_and_jobs_run_on_the_nodes_that_have_their_labels(cluster, launch, atlas):
     nodes = {
         role: cluster.add_node(**NODE, labels={"cellray/role": role}).node_id
         for role in ("feed", "train")
@@ -109,6 +109,13 @@ def test_workers_and_reads_run_on_the_nodes_that_have_their_labels(cluster, laun
     assert reads
     assert set(reads) == {nodes["feed"]}
     driver.kill()
+
+    # A job's own process too, where it asks: twice, since chance finds one node of three.
+    jobs = Jobs(Address(ids["address"], "test"))
+    for role in ("feed", "train"):
+        taken = resources(["CPU=0.1", f"cellray/role={role}"])
+        done = wait(jobs, jobs.submit(Request(role, "true", {}, resources=taken)), 120)
+        assert (done.status.value, done.driver_node_id) == ("SUCCEEDED", nodes[role]), done
 
 
 @pytest.mark.parametrize("cluster", [True], indirect=True, ids=["dashboard"])
