@@ -38,7 +38,8 @@ def job_document(job: Any) -> dict[str, Any]:  # noqa: ANN401 - Ray's JobDetails
 
     Ray knows when a job was submitted, and not when it began: its seconds hold those in the queue.
     """
-    from cellray.cluster.jobs import driver_status, owner
+    from cellray.cluster.jobs import driver_status
+    from cellray.cluster.users import owner
 
     return {
         "id": job.submission_id,

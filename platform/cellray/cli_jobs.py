@@ -101,7 +101,7 @@ def logs(
         if follow:
             follow_job(to, cluster, found, tail=tail)
         else:
-            from cellray.cluster.jobs import last_lines
+            from cellray.cluster.follow import last_lines
 
             said = cluster.logs(found)
             said = said if tail is None else last_lines(said, tail)

@@ -16,8 +16,9 @@ from cellray.cli import main
 from cellray.cluster import follow as cluster_follow
 from cellray.cluster.address import find_address
 from cellray.cluster.follow import end, follow, wait
-from cellray.cluster.jobs import Jobs, Request, ended, this_user
+from cellray.cluster.jobs import Jobs, Request, ended
 from cellray.cluster.settings import resources
+from cellray.cluster.users import this_user
 from cellray.core.errors import CellrayError
 
 NOTHING = MappingProxyType({})

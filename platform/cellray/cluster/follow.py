@@ -12,7 +12,7 @@ import aiohttp
 from ray.job_submission import JobDetails
 
 from cellray.cluster.address import ClusterError
-from cellray.cluster.jobs import Jobs, ended, last_lines
+from cellray.cluster.jobs import Jobs, ended
 from cellray.core.errors import CellrayError
 from cellray.core.secrets import first_line
 
@@ -217,3 +217,8 @@ def resumption(log: str, verb: str | None) -> str | None:
         return None
     known, run_id = found[-1]
     return f"cellray submit {known} --resume {run_id}"
+
+
+def last_lines(log: str, count: int) -> str:
+    """Give the last lines of a log, as they were written."""
+    return "".join(log.splitlines(keepends=True)[-count:]) if count else ""

@@ -1,6 +1,5 @@
 """Jobs of a Ray cluster, from outside: submitted, listed, followed, stopped."""
 
-import getpass
 import logging
 import os
 import socket
@@ -16,6 +15,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cellray.cluster.address import Address, ClusterError
+from cellray.cluster.users import owner, this_user
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.secrets import first_line, scrub
 
@@ -306,24 +306,6 @@ def driver_status(job: JobDetails) -> int | None:
     """Give the exit status of a job's command as a shell does: 128 and more after a signal."""
     code = job.driver_exit_code
     return code if code is None or code >= 0 else 128 - code
-
-
-def owner(job: JobDetails) -> str | None:
-    """Give who has submitted a job, where it says so."""
-    return (job.metadata or {}).get("user")
-
-
-def this_user() -> str:
-    """Give the user's name, or a number where there is none."""
-    try:
-        return getpass.getuser()
-    except (ImportError, KeyError, OSError):  # a container's nameless user
-        return str(os.getuid())
-
-
-def last_lines(log: str, count: int) -> str:
-    """Give the last lines of a log, as they were written."""
-    return "".join(log.splitlines(keepends=True)[-count:]) if count else ""
 
 
 def tail_lines(said: str, count: int) -> Sequence[str]:

@@ -1,7 +1,5 @@
 """One way to submit: a cellray command becomes a job of a Ray cluster."""
 
-import getpass
-import os
 import re
 import secrets
 import shlex
@@ -13,6 +11,7 @@ import cellray
 from cellray.cluster.jobs import Jobs, Request
 from cellray.cluster.settings import STOP_SECONDS
 from cellray.cluster.ship import Shipment
+from cellray.cluster.users import this_user
 from cellray.core.versions import WANTED
 from cellray.track.runs import git_commit
 
@@ -67,7 +66,7 @@ def make_request(
         made,
         shlex.join(["python", "-m", "cellray", *words]),
         runtime_env,
-        {"verb": verb, "name": name, "user": _user(), "cellray": cellray.__version__},
+        {"verb": verb, "name": name, "user": this_user(), "cellray": cellray.__version__},
         resources or {},
     )
 
@@ -90,10 +89,3 @@ def watch_places(jobs: Jobs, job: str, tracking: str | None) -> dict[str, str]:
         "logs": f"cellray jobs logs {job} --follow",
         "mlflow": mlflow,
     }
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (ImportError, KeyError, OSError):  # a container's nameless user
-        return str(os.getuid())

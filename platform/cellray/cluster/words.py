@@ -103,9 +103,11 @@ def _ship(text: str, shipment: Shipment) -> str:
 
 def _place(value: str, places: list[str]) -> str:
     """Give the name by which another process finds a place."""
+    found = normalise(value)
     if not is_remote(value):
-        places.append(normalise(value))
-    return normalise(value)
+        places.append(found)
+    # A slash at the end says that a folder of Parquet files is meant.
+    return f"{found}/" if value.endswith("/") and not found.endswith("/") else found
 
 
 def title(values: dict[str, Any], words: Sequence[str] = ()) -> str:

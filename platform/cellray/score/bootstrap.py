@@ -3,8 +3,7 @@
 Units are what is drawn with replacement (Efron 1979). Cells of one donor are not independent: where
 the test cells come from several donors these are the units and each takes all its cells along.
 
-Shape suffixes: M test cells, F columns, U units, P distinct combinations of labels, C classes,
-R draws.
+Shape suffixes: M test cells, U units, P distinct combinations of labels, C classes, R draws.
 """
 
 from functools import lru_cache
@@ -15,9 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
 from cellray.core.errors import CellrayError
-
-COLUMNS = 512
-"""Columns that are correlated at once, to bound memory."""
 
 
 def f1_draws(
@@ -148,53 +144,6 @@ def mean_draws(values_U: ArrayLike, *, draws: int, seed: int) -> NDArray[np.floa
     return means
 
 
-def pearson_draws(
-    true_MF: NDArray[Any],
-    predicted_MF: NDArray[Any],
-    units: NDArray[np.integer[Any]],
-    *,
-    draws: int,
-    seed: int,
-    of: int,
-) -> NDArray[np.float64]:
-    """Compute the mean over columns of the Pearson correlation in resampled test cells.
-
-    From sums over cells that are weighted by how often each was drawn, so that no resample is made
-    up. As in `score.regression.column_pearson`, a column that is constant in a resample does not
-    count in it, and one whose prediction is constant scores 0.
-
-    Parameters
-    ----------
-    true_MF, predicted_MF
-        Values, shape (M, F).
-    units
-        Number of every cell's unit, shape (M,), below `of`.
-    draws, seed, of
-        As of `f1_draws`; every unit may be drawn.
-
-    Returns
-    -------
-    ndarray
-        Shape (draws,), float64; NaN where no column varies among the drawn cells.
-
-    Raises
-    ------
-    CellrayError
-        Fewer than two units.
-    """
-    times_RM = _weights(of, draws, seed)[:, units].astype(np.float64)
-    sums_R, counts_R = np.zeros(draws), np.zeros(draws)
-    for start in range(0, true_MF.shape[1], COLUMNS):
-        r_RF = _weighted_pearson(
-            times_RM, true_MF[:, start : start + COLUMNS], predicted_MF[:, start : start + COLUMNS]
-        )
-        sums_R += np.nansum(r_RF, axis=1)
-        counts_R += np.count_nonzero(~np.isnan(r_RF), axis=1)
-    means_R = np.full(draws, np.nan)
-    np.divide(sums_R, counts_R, out=means_R, where=counts_R > 0)
-    return means_R
-
-
 def interval(draws: NDArray[np.floating[Any]], *, level: float = 0.95) -> tuple[float, float]:
     """Give the percentile interval of a score's draws, shape (R,) (Efron 1979).
 
@@ -237,7 +186,7 @@ def _resample(
     )
     found, unit_M = np.unique(units, return_inverse=True)
     if of is not None:
-        weights_RU = _weights(of, draws, seed)
+        weights_RU = unit_weights(of, draws, seed)
         places = (np.arange(len(units)), column_M.ravel())
         one_hot_MP = csr_matrix((np.ones(len(units)), places), (len(units), len(cells_P)))
         return combinations, np.asarray(weights_RU[:, units] @ one_hot_MP, np.float64)
@@ -253,8 +202,8 @@ def _resample(
 
 
 @lru_cache(maxsize=1)
-def _weights(n_units: int, draws: int, seed: int) -> NDArray[np.int64]:
-    """Draw units, once for all splits and methods."""
+def unit_weights(n_units: int, draws: int, seed: int) -> NDArray[np.int64]:
+    """Draw units, once for all splits and methods: how often each, shape (R, U)."""
     rng = np.random.default_rng(seed)
     weights_RU = rng.multinomial(n_units, _equal_chances(n_units), size=draws)
     weights_RU.flags.writeable = False
@@ -287,37 +236,6 @@ def _sum_by(
     places = (np.arange(len(codes_P)), codes_P)
     one_hot_PC = csr_matrix((np.ones(len(codes_P)), places), shape=(len(codes_P), n_classes))
     return np.asarray(counts_RP @ one_hot_PC, np.float64)
-
-
-def _weighted_pearson(
-    times_RM: NDArray[np.float64], true_MF: NDArray[Any], predicted_MF: NDArray[Any]
-) -> NDArray[np.float64]:
-    """Give each column's correlation in each resample, shape (R, F); NaN for a constant column."""
-    x_MF, x_tiny_F = _centred(true_MF)
-    y_MF, y_tiny_F = _centred(predicted_MF)
-    size_R1 = np.maximum(times_RM.sum(axis=1, keepdims=True), 1)
-    x_RF, y_RF = times_RM @ x_MF / size_R1, times_RM @ y_MF / size_R1
-    x_var_RF = times_RM @ x_MF**2 / size_R1 - x_RF**2
-    y_var_RF = times_RM @ y_MF**2 / size_R1 - y_RF**2
-    together_RF = times_RM @ (x_MF * y_MF) / size_R1 - x_RF * y_RF
-    varies_RF, told_RF = x_var_RF > x_tiny_F, y_var_RF > y_tiny_F
-    r_RF = np.where(varies_RF, 0.0, np.nan)
-    norms_RF = np.sqrt(np.maximum(x_var_RF * y_var_RF, 0))
-    np.divide(together_RF, norms_RF, out=r_RF, where=varies_RF & told_RF)
-    return r_RF
-
-
-def _centred(values_MF: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Take each column's mean off, and give below which variance it is constant but for rounding.
-
-    Rounding leaves at most ``eps**2`` of the mean square, and of the variance, after squaring.
-    """
-    values_MF = np.asarray(values_MF, np.float64)
-    centred_MF = values_MF - values_MF.mean(axis=0)
-    spread_F = np.mean(centred_MF**2, axis=0)
-    square_F = np.mean(values_MF**2, axis=0)
-    eps = np.finfo(np.float64).eps
-    return centred_MF, 1e3 * (eps * spread_F + eps**2 * square_F)
 
 
 def _equal_chances(n_units: int) -> NDArray[np.float64]:

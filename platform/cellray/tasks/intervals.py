@@ -8,7 +8,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cellray.score.annotation import f1
-from cellray.score.bootstrap import f1_draws, interval, p_value, paired_f1_draws, pearson_draws
+from cellray.score.bootstrap import f1_draws, interval, p_value, paired_f1_draws
+from cellray.score.correlation import pearson_draws
 from cellray.tasks.readouts import Told
 from cellray.tasks.splits import Split
 from cellray.tasks.task import INTERVALS, NO_INTERVALS

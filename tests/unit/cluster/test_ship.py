@@ -130,6 +130,13 @@ def test_a_changed_key_may_name_a_file(work, shipment):
     assert fitted.places == []
 
 
+@pytest.mark.parametrize("out", ["s3://b/embedded/", "embedded/", "s3://b/embedded.zarr"])
+def test_a_folder_of_parquet_stays_one(work, shipment, out):
+    fitted = fit(shipment, "embed", "models:/m@champion", "--atlas=s3://b/a", f"--out={out}")
+    (word,) = [one for one in fitted.words if one.startswith("--out=")]
+    assert word.endswith(out)
+
+
 def test_what_a_suite_names_and_is_data_stays_and_is_said(work, shipment):
     (work / "suite.yaml").write_text("tasks:\n  mapping: {reference: ./atlas.zarr}\n")
     words = ["models:/x/1", "--atlas", "s3://b/a", "--suite", "suite.yaml"]
