@@ -1,6 +1,6 @@
 """Intervals of scores over the test cells, and how the model differs from another method."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,18 +63,7 @@ def f1_intervals(
     DataFrame
         As in `cellray.tasks.task.Report`.
     """
-    if not _several(splits, units):
-        return NO_INTERVALS
-    rows = []
-    of = int(units.max()) + 1
-    for (method, readout), predictions in told.items():
-        draws = _over_splits(
-            f1_draws(labels[one.test], predicted, units[one.test], draws=DRAWS, seed=seed, of=of)
-            for one, predicted in zip(splits, predictions, strict=True)
-        )
-        for metric, of_metric in zip(METRICS, draws.T, strict=True):
-            rows.append((method, readout, metric, *interval(of_metric)))
-    return pd.DataFrame(rows, columns=INTERVALS)
+    return _intervals(f1_draws, METRICS, told, labels, splits, units, seed)
 
 
 def pearson_intervals(
@@ -100,18 +89,32 @@ def pearson_intervals(
     DataFrame
         As in `cellray.tasks.task.Report`.
     """
+    return _intervals(pearson_draws, ("pearson_features",), told, values_NF, splits, units, seed)
+
+
+def _intervals(
+    draw: Callable[..., NDArray[np.float64]],
+    metrics: Sequence[str],
+    told: Mapping[tuple[str, str], Sequence[NDArray[Any]]],
+    true: NDArray[Any],
+    splits: Sequence[Split],
+    units: NDArray[np.int64],
+    seed: int,
+) -> pd.DataFrame:
+    """Give the intervals of what `draw` gives by resample, one metric or a column each."""
     if not _several(splits, units):
         return NO_INTERVALS
     rows = []
     of = int(units.max()) + 1
     for (method, readout), predictions in told.items():
         draws = _over_splits(
-            pearson_draws(
-                values_NF[one.test], predicted, units[one.test], draws=DRAWS, seed=seed, of=of
-            )[:, np.newaxis]
+            draw(true[one.test], predicted, units[one.test], draws=DRAWS, seed=seed, of=of).reshape(
+                DRAWS, -1
+            )
             for one, predicted in zip(splits, predictions, strict=True)
         )
-        rows.append((method, readout, "pearson_features", *interval(draws[:, 0])))
+        for metric, of_metric in zip(metrics, draws.T, strict=True):
+            rows.append((method, readout, metric, *interval(of_metric)))
     return pd.DataFrame(rows, columns=INTERVALS)
 
 

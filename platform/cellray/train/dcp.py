@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.serialization import _get_layout
 
 from cellray.core.errors import CellrayError
+from cellray.core.secrets import first_line
 from cellray.core.unpickle import unpickle
 
 INDEX = ".metadata"
@@ -131,9 +132,9 @@ def load_into(saved: dict[str, Any], folder: Path, path: str, *, alone: bool) ->
         cause = next((one for one in causes if type(one) in DAMAGE), None)
         if cause is None:
             raise
-        said = (str(cause).splitlines() or [""])[0]
         raise CellrayError(
-            f"the checkpoint {path} cannot be loaded ({type(cause).__name__}: {said})", MEND
+            f"the checkpoint {path} cannot be loaded ({type(cause).__name__}: {first_line(cause)})",
+            MEND,
         ) from error
 
 
