@@ -88,7 +88,7 @@ class Memory:
             for process in [this, *this.children(recursive=True)]:
                 try:
                     together += process.memory_full_info().pss
-                    if "_Embedder" in "".join(process.cmdline()):
+                    if "SlabEmbedder" in "".join(process.cmdline()):
                         self.embedder = max(self.embedder, process.memory_info().rss)
                 except psutil.Error:  # it has ended
                     continue

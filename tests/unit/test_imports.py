@@ -78,6 +78,24 @@ def test_help_and_import_stay_light(code, tmp_path):
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    ("module", "besides"),
+    [
+        ("feed.source", ("torch",)),  # read tasks
+        ("evaluation.writer", ("torch",)),
+        ("evaluation.embedder", ()),
+        ("train.worker", ()),
+        ("train.setup", ()),  # goes to Ray Train's controller
+    ],
+)
+def test_workers_load_what_they_need(module, besides, tmp_path):
+    """Every worker of a run is a new process: what it loads in vain, it loads each time."""
+    vain = (*besides, "mlflow", "anndata", "xarray", "scanpy", "sklearn", "matplotlib")
+    code = f"import sys, cellray.{module}; print([n for n in {vain} if n in sys.modules])"
+    done = run(code, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stdout + done.stderr
+
+
 def test_the_verbs_are_functions_of_the_package():
     import cellray
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from cellray.atlas.passes import Matrix, Share, write_matrix
 from cellray.atlas.staging import Stage
 from cellray.atlas.storage import object_store
 from cellray.atlas.store import Atlas
-from cellray.atlas.tables import write_element
+from cellray.atlas.tables import read_element, write_element
 from cellray.core.seeds import generator
 from cellray.core.types import Progress
 
@@ -205,5 +204,5 @@ def features_of(atlas: Atlas, path: str) -> "pd.Index[str] | None":
     name = f"{FEATURES}/{path.replace('/', ':')}"
     if name not in atlas.parts[0].nodes:
         return None
-    names: NDArray[Any] = anndata.io.read_elem(atlas.group[name])
+    names: NDArray[Any] = read_element(atlas.group[name])
     return pd.Index([str(name) for name in names])

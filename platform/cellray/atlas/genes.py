@@ -1,8 +1,6 @@
 """Choosing genes by how much they vary over an atlas's cells."""
 
-import anndata
 import numpy as np
-import scanpy as sc
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -43,7 +41,10 @@ def variable_genes(
         )
     if len(cells) > SAMPLE:
         cells = generator(seed, "genes").choice(cells, SAMPLE, replace=False)
-    adata = anndata.AnnData(atlas.read_cells(np.sort(cells)).to_scipy().astype(np.float32))
+    import scanpy as sc  # with matplotlib and scikit-learn three seconds, of runs on all genes too
+    from anndata import AnnData
+
+    adata = AnnData(atlas.read_cells(np.sort(cells)).to_scipy().astype(np.float32))
     # Scanpy's numba sets the process's OpenMP to all processors, and torch's threads with it: what
     # shares a machine, as trials do, would train on threads that wait for each other.
     with threadpool_limits(1, user_api="openmp"):

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from typing import Any
 
-import anndata
 import numpy as np
 import obstore
 import pandas as pd
@@ -27,7 +26,7 @@ from cellray.atlas.storage import (
     zarr_store,
 )
 from cellray.atlas.tables import CHUNK as COLUMN_CHUNK
-from cellray.atlas.tables import Column
+from cellray.atlas.tables import Column, read_element
 from cellray.core.copying import copy_runs
 from cellray.core.errors import CellrayError
 
@@ -203,7 +202,7 @@ class Part:
     def frame(self, name: str) -> pd.DataFrame:
         """Read ``obs`` or ``var`` whole."""
         with intact(self.url), self._whole(name):
-            frame: pd.DataFrame = anndata.io.read_elem(self.group[name])
+            frame: pd.DataFrame = read_element(self.group[name])
         return frame
 
     def whole_column(self, name: str) -> Column:
@@ -219,7 +218,7 @@ class Part:
         """Read the categories that a column's codes stand for."""
         with self._whole(f"obs/{name}/categories"):
             self._require(f"obs/{name}/categories", 0)
-            return np.asarray(anndata.io.read_elem(self.group[f"obs/{name}/categories"]))
+            return np.asarray(read_element(self.group[f"obs/{name}/categories"]))
 
     def _read_column_chunk(self, name: str, number: int) -> NDArray[Any]:
         path = f"obs/{name}/codes" if self.is_categorical(name) else f"obs/{name}"

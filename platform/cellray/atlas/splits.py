@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import anndata
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from cellray.atlas.nodes import DICT, put_group
 from cellray.atlas.selection import count_codes
 from cellray.atlas.storage import intact, object_store, storage_errors
 from cellray.atlas.store import Atlas
-from cellray.atlas.tables import write_element
+from cellray.atlas.tables import read_element, write_element
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.seeds import generator
 
@@ -228,7 +227,7 @@ def stored_split(atlas: Atlas, name: str) -> Sides:
             "make one of all: cellray split URL --name NEW",
         )
     with storage_errors(atlas.url), intact(atlas.url):
-        column = anndata.io.read_elem(atlas.group[f"uns/splits/{name}"])
+        column = read_element(atlas.group[f"uns/splits/{name}"])
     return np.asarray(column.codes, np.uint8)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
-import anndata
 import numpy as np
 import pandas as pd
 import zarr
@@ -77,8 +76,17 @@ def write_table(
     return digest.digest()
 
 
+def read_element(stored: zarr.Group | zarr.Array[Any]) -> Any:  # noqa: ANN401 - what is stored
+    """Read what anndata has encoded: a table, a column, an array."""
+    import anndata  # with xarray half a second, which most workers need not spend
+
+    return anndata.io.read_elem(stored)
+
+
 def write_element(store: ObjectStore, path: str, column: Column) -> None:
     """Write a column as anndata encodes it."""
+    import anndata
+
     group, _, name = path.rpartition("/")
     memory: dict[str, Buffer] = {}
     inside = zarr.create_group(MemoryStore(memory))

@@ -4,10 +4,8 @@ Shape suffixes: N cells of the atlas, D embedding.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
@@ -15,10 +13,11 @@ from ray.data import ActorPoolStrategy
 from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
-from cellray.feed.batches import flat, from_arrow, listed
+from cellray.evaluation.embedder import SlabEmbedder
+from cellray.feed.batches import flat
 from cellray.feed.session import ray_session
 from cellray.feed.source import sequential_dataset
-from cellray.learn.embed import embed_rows, gene_columns
+from cellray.learn.embed import gene_columns
 from cellray.learn.learner import Learner
 from cellray.track.models import Resolved, resolve
 
@@ -153,7 +152,7 @@ def embedded_slabs(
     size = workers or gpus or max(1, int(resources["CPU"]) - 1)
     slabs = -(-atlas.n_cells // SLAB)
     return sequential_dataset(atlas, slab=SLAB).map_batches(
-        _Embedder,
+        SlabEmbedder,
         # By reference: Ray warns of large arguments, and would send them with every actor.
         fn_constructor_args=(ray.put(list(learners)), columns, batch, bool(gpus)),
         batch_size=1,
@@ -177,44 +176,3 @@ def diverged() -> CellrayError:
         "the model's embeddings hold NaN or infinite values",
         "the model has diverged: train it with a lower optim.lr",
     )
-
-
-class _Embedder:
-    """A Ray actor that holds the learners and embeds a slab at a time.
-
-    Parameters
-    ----------
-    learners
-        What to embed with, in Ray's store.
-    columns
-        For each learner the model's column of each gene.
-    batch
-        Cells at a time.
-    gpu
-        Whether to compute on a GPU.
-    """
-
-    def __init__(
-        self,
-        learners: "ray.ObjectRef[list[Learner]]",
-        columns: Sequence[NDArray[np.int64]],
-        batch: int,
-        gpu: bool,  # noqa: FBT001 - Ray passes positional arguments
-    ) -> None:
-        self._device = "cuda" if gpu else "cpu"
-        self._learners = [learner.to(self._device) for learner in ray.get(learners)]
-        self._columns = columns
-        self._batch = batch
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        rows = from_arrow(table).rows
-        embedded = {
-            f"z{number}": embed_rows(
-                learner, rows, columns, batch=self._batch, device=self._device
-            ).ravel()
-            for number, (learner, columns) in enumerate(
-                zip(self._learners, self._columns, strict=True)
-            )
-        }
-        columns: dict[str, NDArray[Any]] = {"cells": rows.cells, **embedded}
-        return pa.table({name: listed(values) for name, values in columns.items()})

@@ -5,31 +5,25 @@ Shape suffixes: N cells, D embedding.
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
 import obstore
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from obstore.exceptions import NotFoundError
 from obstore.store import ObjectStore
 
-from cellray.atlas.columns import NAME, ROW, SOURCE, kind_of
 from cellray.atlas.mishaps import full_disk
-from cellray.atlas.part import Part
 from cellray.atlas.storage import is_remote, normalise, object_store, storage_errors
-from cellray.atlas.store import Atlas, open_cached
+from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
 from cellray.evaluation.embed import check_all_came, diverged, embedded_slabs
 from cellray.evaluation.export import check_folder, refuse_taken
-from cellray.feed.batches import flat
+from cellray.evaluation.writer import write_slab
 from cellray.feed.session import ray_session
 from cellray.track.models import Resolved
 
@@ -38,8 +32,6 @@ RECORD = "_cellray.json"
 UNFINISHED = "_unfinished"
 """An object that lies in a prefix while files are being written there."""
 WRITE_CPUS = 0.25
-
-TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,7 @@ class ParquetFolder:
         with ray_session(), self._staged(atlas) as url:
             embedded = embedded_slabs([resolved.learner], atlas, batch=batch, workers=workers)
             written = embedded.map_batches(
-                partial(_write_slab, url=url, atlas=atlas.url, digest=atlas.digest, facts=facts),
+                partial(write_slab, url=url, atlas=atlas.url, digest=atlas.digest, facts=facts),
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=WRITE_CPUS,
@@ -187,62 +179,3 @@ def _has(store: ObjectStore, name: str) -> bool:
     except (NotFoundError, FileNotFoundError):
         return False
     return True
-
-
-def _write_slab(
-    table: pa.Table, *, url: str, atlas: str, digest: str, facts: Mapping[str, str]
-) -> pa.Table:
-    """Write a slab's cells: obs as the atlas holds it, and the embedding."""
-    cells = flat(table, "cells")
-    z_ND = flat(table, "z0").reshape(len(cells), -1)
-    rows = obs_table(open_cached(atlas, digest), cells)
-    for number, z_N in enumerate(z_ND.T):
-        rows = rows.append_column(f"z{number}", pa.array(np.ascontiguousarray(z_N)))
-    record = {f"cellray.{name}".encode(): value.encode() for name, value in facts.items()}
-    sink = pa.BufferOutputStream()
-    pq.write_table(rows.replace_schema_metadata(record), sink)
-    name = f"part-{cells[0]:012d}.parquet"  # by its first cell: a task that is tried again, too
-    obstore.put(object_store(url), name, sink.getvalue().to_pybytes())
-    return pa.table({"cells": [len(cells)], "finite": [bool(np.isfinite(z_ND).all())]})
-
-
-def obs_table(atlas: Atlas, cells: NDArray[np.int64]) -> pa.Table:
-    """Read all obs columns of consecutive cells, a column's chunks at a time.
-
-    The types are the same for any cells: of numbers the widest of all parts, else text.
-    """
-    own = [SOURCE, ROW, NAME]
-    names = [*own, *(name for name in atlas.obs_columns if name not in own)]
-    held = []
-    for part in atlas.parts:
-        low, high = np.searchsorted(cells, [part.start, part.start + part.facts.n_cells])
-        held += [(part, cells[low:high] - part.start)] if low < high else []
-    columns: dict[str, Any] = {"cellray_cell": pa.array(cells)}
-    for name in names:
-        kind = _type_of(atlas, name)
-        chunks = [_values(part, name, rows, kind) for part, rows in held]
-        columns[name] = pa.chunked_array(chunks, kind).unify_dictionaries()
-    return pa.table(columns).combine_chunks()
-
-
-def _type_of(atlas: Atlas, name: str) -> pa.DataType:
-    having = [part for part in atlas.parts if part.has_column(name)]
-    dtypes = [part.column_dtype(name) for part in having]
-    if any(part.is_categorical(name) for part in having) or len({*map(kind_of, dtypes)}) > 1:
-        return TEXT
-    return pa.string() if dtypes[0].kind in "OTU" else pa.from_numpy_dtype(np.result_type(*dtypes))
-
-
-def _values(part: Part, name: str, rows: NDArray[np.int64], kind: pa.DataType) -> pa.Array:
-    """Read a column at some rows, as a type."""
-    if not part.has_column(name):
-        return pa.nulls(len(rows), kind)
-    values = part.column(name, rows)
-    if part.is_categorical(name):
-        words = pa.array([*map(str, part.categories(name).astype(object))], pa.string())
-        codes = pa.array(values.astype(np.int32), mask=values < 0)
-        return pa.DictionaryArray.from_arrays(codes, words)
-    plain = pa.array(values if values.dtype.kind in "biuf" else values.astype(object).tolist())
-    if pa.types.is_dictionary(kind):
-        return plain.cast(pa.string()).dictionary_encode()
-    return plain.cast(kind)

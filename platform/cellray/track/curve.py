@@ -1,11 +1,13 @@
 """The picture of a training: its losses, step by step."""
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 CURVES = (("train_loss", "training", "#94a3b8"), ("validation_loss", "validation", "#0f766e"))
 PROBE = ("knn_macro_f1", "kNN macro F1", "#b45309")
@@ -40,6 +42,9 @@ def curve_png(api: MlflowClient, run_id: str, best_step: int | None) -> bytes | 
     drawn = [one for one in CURVES if found[one[0]]]
     if not drawn:
         return None
+    import matplotlib as mpl  # a second, which a run need not wait for at its start
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_STYLE):
         canvas = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
         axes = canvas.subplots()
@@ -62,9 +67,7 @@ def _history(api: MlflowClient, run_id: str, name: str) -> list[tuple[int, float
     return sorted((one.step, one.value) for one in api.get_metric_history(run_id, name))
 
 
-def _draw(
-    axes: mpl.axes.Axes, points: list[tuple[int, float]], label: str, colour: str
-) -> mpl.lines.Line2D:
+def _draw(axes: "Axes", points: list[tuple[int, float]], label: str, colour: str) -> "Line2D":
     mark = "o" if len(points) < 40 else ""
     (line,) = axes.plot(*zip(*points, strict=True), marker=mark, ms=3.5, color=colour, label=label)
     return line

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import yaml
-from anndata import AnnData
 from mlflow.entities import LoggedModel
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -25,6 +24,9 @@ from cellray.core.errors import CellrayError
 from cellray.learn.embed import embed_matrix
 from cellray.learn.learner import Learner
 from cellray.track.folder import MEND, folder_digest, load_model, save_model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 LOADER = "cellray.track.pyfunc"
 DATA = "data/model"  # MLflow puts a folder that it is given under data/
@@ -122,7 +124,7 @@ class Embedder:
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
 
-    def predict(self, data: AnnData | pd.DataFrame, params: object = None) -> pd.DataFrame:
+    def predict(self, data: "AnnData | pd.DataFrame", params: object = None) -> pd.DataFrame:
         """Embed cells.
 
         Parameters
@@ -144,6 +146,8 @@ class Embedder:
             kind of data.
         """
         del params
+        from anndata import AnnData  # with xarray half a second, which registering need not spend
+
         if isinstance(data, AnnData):
             names, genes, counts = data.obs_names, data.var_names, _matrix(data)
         elif isinstance(data, pd.DataFrame):
@@ -162,7 +166,7 @@ def _load_pyfunc(path: str) -> Embedder:
     return Embedder(load_model(Path(path)))
 
 
-def _matrix(data: AnnData) -> csr_matrix[Any]:
+def _matrix(data: "AnnData") -> csr_matrix[Any]:
     matrix = (data.to_memory() if data.isbacked else data).X
     if matrix is None:
         raise CellrayError("the AnnData has no X", "put the counts into adata.X")

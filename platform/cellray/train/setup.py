@@ -25,7 +25,6 @@ from cellray.learn.batch import Batch
 from cellray.learn.build import check_recipe
 from cellray.learn.embed import gene_columns
 from cellray.learn.learner import Learner, normalise
-from cellray.track import models
 from cellray.train.probe import LabelledCells, choose_labelled
 
 VALIDATION_CELLS = 10_000
@@ -136,6 +135,8 @@ def _begin(recipe: Recipe, atlas: Atlas, setup: Setup, learner: Learner) -> Setu
         learner.encoder.fit(normalise(counts_BG, batch.totals()))
         learner.objective.begin(learner.encoder)
     if recipe.init.model is not None:
+        from cellray.track import models  # MLflow takes seconds, and workers get this module too
+
         overlap = learner.start_from(models.resolve(recipe.init.model).learner)
         logger.info(
             "started from %s: %d of %d genes, %d weights, %d begin anew",

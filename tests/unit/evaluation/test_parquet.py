@@ -13,7 +13,8 @@ from scipy.sparse import csr_matrix
 from cellray.atlas.storage import object_store
 from cellray.atlas.write import append, ingest
 from cellray.core.errors import CellrayError
-from cellray.evaluation.parquet import ParquetFolder, _replace, _staged_remote, obs_table
+from cellray.evaluation.parquet import ParquetFolder, _replace, _staged_remote
+from cellray.evaluation.writer import obs_table
 
 COLUMNS = {
     "kind": (["b", "a", None, "b"], ["c", "a", "c", "c"]),
