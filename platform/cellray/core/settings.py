@@ -1,6 +1,6 @@
 """Settings from YAML files, and changes to them from the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,22 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN4
             f"there is no such place as '{key}' in the recipe",
             "see the recipe; the entries of a list count from 0",
         ) from error
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one nested mapping over another: sections key by key, lists and values as a whole.
+
+    A section that names something else (another ``name``: an encoder, an objective) replaces the
+    one below it, whose other keys mean nothing to it.
+    """
+    found = dict(base)
+    for key, value in over.items():
+        below = found.get(key)
+        found[key] = value
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            name = below.get("name")
+            found[key] = merged(below, value) if value.get("name", name) == name else value
+    return found
 
 
 def numeric(value: Any) -> Any:  # noqa: ANN401 - YAML

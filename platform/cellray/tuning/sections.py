@@ -76,7 +76,7 @@ class Settings(Section):
     ----------
     recipe
         The recipe that all trials begin from. In a file ``base`` may name a recipe file, by its
-        path from this one; the sections that stand beside it take the place of its own.
+        path from this one; the keys beside it take the place of its own, section by section.
     space
         What is searched (`cellray.tuning.space`).
     metric

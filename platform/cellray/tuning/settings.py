@@ -10,7 +10,7 @@ from typing import Any, Self
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe, checked
 from cellray.core.sections import MODES, Criterion
-from cellray.core.settings import change_of, read_yaml, set_key
+from cellray.core.settings import change_of, merged, read_yaml, set_key
 from cellray.learn.build import check_recipe
 from cellray.tuning.points import corners, point
 from cellray.tuning.sections import Settings
@@ -71,7 +71,7 @@ class Sweep:
         values = read_yaml(path)
         recipe = values.get("recipe") or {}
         if isinstance(recipe, dict) and "base" in recipe:
-            recipe = read_yaml(Path(path).parent / str(recipe.pop("base"))) | recipe
+            recipe = merged(read_yaml(Path(path).parent / str(recipe.pop("base"))), recipe)
         values["recipe"] = recipe
         if metric is not None:
             values["metric"] = metric

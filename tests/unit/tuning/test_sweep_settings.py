@@ -97,10 +97,10 @@ def test_options_take_the_place_of_the_files(write):
     )
 
 
-def test_a_base_gives_the_sections_that_the_file_has_not(write):
+def test_a_base_gives_the_keys_that_the_file_has_not(write):
     document = {"space": RATE, "recipe": {"base": "base.yaml", "train": {"patience": 3}}}
     recipe = Sweep.load(write(document), ["optim.clip=2"]).recipe({})
-    wanted = {"seed": 4, "train": {"patience": 3}, "optim": {"lr": 0.5, "clip": 2}}
+    wanted = {"seed": 4, "train": {"epochs": 7, "patience": 3}, "optim": {"lr": 0.5, "clip": 2}}
     assert recipe == Recipe.of(wanted)
 
 
