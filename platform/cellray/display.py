@@ -17,6 +17,7 @@ _UNITS = {
     "servers": "servers",
     "packages": "packages",
 }
+_QUICK = {"steps", "cells"}  # many a second, or nearly
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ABSENT = "-"
 _NARROW = 60  # columns below which a row holds one fact
@@ -64,9 +65,14 @@ class Stage:
 
     def rate(self) -> float | None:
         """Give units a second of late; None when not known yet."""
-        # The first interval holds what comes before the work itself, such as Ray's start.
-        began, first = self._marks[1 if len(self._marks) > 2 else 0]
-        last, done = self._marks[-1]
+        # The first interval holds what comes before the work itself, such as Ray's start: of trials
+        # and the like it is a small part, of steps and cells nearly all.
+        marks = [*self._marks]
+        if self.unit in _QUICK or len(marks) > 2:
+            del marks[0]
+        if len(marks) < 2:
+            return None
+        (began, first), (last, done) = marks[0], marks[-1]
         return (done - first) / (last - began) if last > began and done > first else None
 
     def remaining(self, now: float) -> float | None:

@@ -48,7 +48,7 @@ def test_a_line_leaves_out_what_is_not_known():
 
 def test_the_last_line_says_how_long_it_took():
     assert plain(train((110, 500, {}), (300, 1000, {})), 400) == (
-        "train 1,000/1,000 100% · 2.63 steps/s · took 3 min"
+        "train 1,000/1,000 100% · took 3 min"
     )
 
 
@@ -62,6 +62,14 @@ def test_the_remaining_time_is_of_the_late_rate_and_runs_down():
     assert stage.elapsed(150) == 50
 
 
+def test_the_start_up_is_in_no_estimate():
+    assert train((100, 0, {}), (130, 1, {})).remaining(130) is None  # no 8 hours
+    sweep = Stage("sweep", 100)
+    for now, done in ((100, 0), (160, 2)):  # of trials it is a small part, and they are few
+        sweep.update(done, 10, {}, now)
+    assert sweep.remaining(160) == pytest.approx(240)
+
+
 def test_the_rate_does_not_hang_on_how_often_calls_come():
     fine = train(*((100 + i / 100, i, {}) for i in range(900)))
     assert fine.rate() == pytest.approx(100, rel=0.01)
@@ -72,11 +80,12 @@ def test_the_rate_does_not_hang_on_how_often_calls_come():
 
 
 def test_a_stage_that_is_resumed_or_goes_back_keeps_a_sane_rate():
-    resumed = train((100, 500, {}), (110, 520, {}))
+    resumed = train((100, 500, {}), (110, 520, {}), (115, 530, {}))
     assert resumed.rate() == pytest.approx(2)
-    failed = train((100, 0, {}), (110, 600, FACTS), (140, 300, FACTS), (150, 310, FACTS))
+    begin, again = (100, 0, {}), (140, 300, FACTS)
+    failed = train(begin, (110, 600, FACTS), again, (150, 310, FACTS), (160, 320, FACTS))
     assert failed.rate() == pytest.approx(1)
-    assert len(failed.losses) == 3
+    assert len(failed.losses) == 4
 
 
 def test_a_fact_stays_until_it_is_said_anew():

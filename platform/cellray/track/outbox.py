@@ -133,9 +133,9 @@ class Outbox:
             raise failure
         if not settled:
             raise CellrayError(
-                f"MLflow at {scrub(self._uri)} has not taken all metrics of run {self._run_id}; "
-                f"they are in {self._file}",
-                f"when it answers again, type 'cellray pretrain --resume {self._run_id}'",
+                f"MLflow at {scrub(self._uri)} has not taken all metrics of run {self._run_id}",
+                f"they are in {self._file}; when it answers again, type "
+                f"'cellray pretrain --resume {self._run_id}'",
             )
 
     def _reset(self) -> None:

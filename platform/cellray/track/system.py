@@ -71,7 +71,7 @@ def system_metrics(run_id: str, node: str) -> Iterator[None]:
             try:
                 outbox.close(LAST_SECONDS)
             except CellrayError as error:
-                logger.warning("the last system metrics are lost: %s", error.what)
+                logger.warning("the last system metrics (system/...) are lost: %s", error.what)
 
 
 def _sample(node: str, outbox: Outbox, seconds: float, stop: threading.Event) -> None:

@@ -94,7 +94,7 @@ def test_store_that_is_away_is_said_once_and_nothing_is_lost(run_id, tmp_path, c
     assert said.startswith("MLflow at http://***@127.0.0.1:9 does not answer: ")
     assert said.endswith(f"metrics wait in {file} until it answers")
     assert "secret" not in said + str(error.value)
-    assert f"they are in {file}" in error.value.what
+    assert f"they are in {file}" in error.value.mend
     assert error.value.mend.endswith(f"type 'cellray pretrain --resume {run_id}'")
     made(run_id, tmp_path).close(30)
     assert history(run_id) == [(step, 1.0) for step in range(1, 10)]
