@@ -109,7 +109,7 @@ def status(*, folder: Folder = FOLDER, json: Json = False) -> None:
 
         document = here.status(folder)
         if document is None:
-            to.answer({"complete": False}, f"no cluster runs in {folder}")
+            to.answer({"complete": False}, _nothing(folder))
         else:
             to.answer(document, answers_cluster.status_text(document))
     if document is None or not document["complete"]:
@@ -136,5 +136,11 @@ def down(*, folder: Folder = FOLDER, json: Json = False) -> None:
         from cellray.cluster import local as here
 
         ended = here.down(folder)
-        text = f"ended {ended} processes" if ended else f"no cluster runs in {folder}"
-        to.answer({"ended": ended}, text)
+        text = f"ended {ended} processes"
+        to.answer({"ended": ended}, text if ended else _nothing(folder))
+
+
+def _nothing(folder: Path) -> str:
+    from cellray.cluster.local import elsewhere
+
+    return f"no cluster runs in {folder}; {elsewhere()}"

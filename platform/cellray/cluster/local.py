@@ -10,11 +10,12 @@ from typing import Any
 
 from cellray.cluster import swift
 from cellray.cluster.nodes import alive_nodes
-from cellray.cluster.processes import HOST, end, family
+from cellray.cluster.processes import HOST, end, family, work_folders
 from cellray.cluster.servers import BUCKET, client_env
 from cellray.cluster.starting import Starting, choose_ports, forget, planned
 from cellray.cluster.state import (
     S3_KEY,
+    STATE,
     Credentials,
     State,
     Wanted,
@@ -59,6 +60,7 @@ def up(
         if left is not None:
             _end(folder, left)
         _check_artifacts(folder, wanted)
+        choose_ports(wanted)  # the S3 server is installed only where it can be started
         if wanted.s3_env is not None and not swift.find_environment(wanted.s3_env):
             swift.make_environment(wanted.s3_env, say, progress)
         credentials = make_secrets(folder)
@@ -153,11 +155,15 @@ def environment(folder: Path) -> dict[str, str]:
     folder = folder.absolute()
     state = read_state(folder)
     if state is None or not state.ready or not _family(state):
-        raise CellrayError(
-            f"no cluster runs in {folder}",
-            "start one with 'cellray cluster up --local', or name its folder with --dir",
-        )
+        raise CellrayError(f"no cluster runs in {folder}", elsewhere())
     return client_env(state, read_credentials(Path(state.credentials)))
+
+
+def elsewhere() -> str:
+    """Say how a cluster is started, and where on this machine one runs."""
+    found = sorted(str(one) for one in work_folders() if (one / STATE).is_file())
+    there = f": one runs in {', '.join(found)}" if found else ""
+    return f"start one with 'cellray cluster up --local', or name its folder with --dir{there}"
 
 
 def _left(folder: Path) -> State | None:

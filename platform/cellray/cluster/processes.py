@@ -136,6 +136,16 @@ def family(recorded: Iterable[Started], mark: str) -> list[psutil.Process]:
     return [process for process in found.values() if runs(process)]
 
 
+def session_of(one: Started, mark: str) -> list[psutil.Process]:
+    """Find what runs of a process's session, among what bears the mark; it may itself be gone."""
+    found = []
+    for process in family([], mark):
+        with suppress(ProcessLookupError, PermissionError):  # gone meanwhile, or another user's
+            if os.getsid(process.pid) == one.pid:
+                found.append(process)
+    return found
+
+
 def end(
     find: Callable[[], Sequence[psutil.Process]],
     grace: float = GRACE_SECONDS,
@@ -199,19 +209,41 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-def check_port(port: int, option: str) -> int:
-    """Give a port on which nothing listens: the one that is asked for, or a free one for 0.
+def check_ports(wanted: Mapping[str, int]) -> dict[str, int]:
+    """Give ports on which nothing listens: those that are asked for, or free ones for 0.
+
+    Parameters
+    ----------
+    wanted
+        Ports by the options that ask for them.
 
     Raises
     ------
     CellrayError
-        It is taken.
+        Some are taken; all of them are named.
     """
-    if port == 0:
-        return free_ports(1)[0]
-    mend = f"choose another with {option}, or any free one with {option} 0"
-    require_free(HOST, port, mend=mend)
-    return port
+    taken = []
+    for option, port in wanted.items():
+        try:
+            require_free(HOST, port)
+        except CellrayError:
+            taken.append(option)
+    if taken:
+        listed = " and ".join(str(wanted[option]) for option in taken)
+        what = f"port {listed} is taken" if len(taken) == 1 else f"ports {listed} are taken"
+        options = " ".join(f"{option} 0" for option in taken)
+        raise CellrayError(what, f"choose others, or any free ones with {options}")
+    return {option: port or free_ports(1)[0] for option, port in wanted.items()}
+
+
+def work_folders() -> set[Path]:
+    """Give the working folders of what bears a mark: of every cluster of this user's."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # gone meanwhile, or another user's
+            if MARK in process.environ():
+                found.add(Path(process.cwd()))
+    return found
 
 
 def answers(url: str, *, token: str | None = None, seconds: float = 5) -> bytes | None:

@@ -5,14 +5,26 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from cellray.cluster import servers, swift
 from cellray.cluster.nodes import alive_nodes
-from cellray.cluster.processes import HOST, MARK, Started, answers, check_port, free_ports, start
+from cellray.cluster.processes import (
+    HOST,
+    MARK,
+    Started,
+    answers,
+    check_ports,
+    end,
+    free_ports,
+    session_of,
+    start,
+)
 from cellray.cluster.state import (
     CREDENTIALS,
     S3_KEY,
@@ -30,6 +42,12 @@ from cellray.core.types import Progress
 
 PATIENCE = 300.0
 """Seconds until a server that has not answered counts as failed."""
+
+TRIES = 3
+"""How often a node is started: Ray gives it 30 s, which nobody can set, and a busy machine more."""
+
+TOO_SLOW = "node timed out during startup"
+"""What Ray says then."""
 
 SCRATCH = "cellray-"
 SOCKET_BYTES = 38
@@ -67,10 +85,11 @@ def choose_ports(wanted: Wanted) -> dict[str, int]:
     Raises
     ------
     CellrayError
-        One is taken.
+        Some are taken.
     """
     names = ("ray", "dashboard", "mlflow", *(["s3"] if wanted.s3_env is not None else []))
-    return {name: check_port(getattr(wanted, f"{name}_port"), f"--{name}-port") for name in names}
+    asked = {f"--{name}-port": getattr(wanted, f"{name}_port") for name in names}
+    return dict(zip(names, check_ports(asked).values(), strict=True))
 
 
 def _scratch() -> str:
@@ -100,6 +119,8 @@ class Starting:
     ) -> None:
         self.folder, self.state = folder, state
         self._credentials, self._wanted = credentials, wanted
+        self._nodes: dict[str, Callable[[], Sequence[str]]] = {}
+        self._tries: Counter[str] = Counter()
         (folder / "logs").mkdir(exist_ok=True)
 
     def run(self, progress: Progress | None) -> State:
@@ -113,7 +134,7 @@ class Starting:
         write_state(self.folder, self.state)
         state, total = self.state, self.state.workers + (2 if self.state.s3 is None else 3)
         token = read_token(state)
-        node_env = servers.ray_env(os.environ, state, self._credentials)
+        store = self._wanted.store
 
         def tell(done: int) -> None:
             if progress is not None:
@@ -122,7 +143,7 @@ class Starting:
         tell(0)
         s3 = None if state.s3 is None else self._start_s3(state.s3)
         mlflow = self._start_mlflow()
-        head = self._start("head", servers.head_command(state, store=self._wanted.store), node_env)
+        head = self._start_node("head", lambda: servers.head_command(state, store=store))
         done = 0
         if s3 is not None:
             self._wait(s3, lambda: answers(f"{state.s3}/healthcheck") is not None)
@@ -130,10 +151,8 @@ class Starting:
         self._wait(head, lambda: alive_nodes(state.dashboard, token) > 0)
         tell(done := done + 1)
         nodes = [
-            self._start(
-                f"worker-{number}",
-                servers.worker_command(state, number, store=self._wanted.store),
-                node_env,
+            self._start_node(
+                f"worker-{number}", partial(servers.worker_command, state, number, store=store)
             )
             for number in range(1, state.workers + 1)
         ]
@@ -170,6 +189,12 @@ class Starting:
         env = servers.mlflow_env(os.environ, self.state, self._credentials, settings)
         return self._start("mlflow", servers.mlflow_command(self.state, folder), env, cwd=folder)
 
+    def _start_node(self, name: str, command: Callable[[], Sequence[str]]) -> Started:
+        self._nodes[name] = command
+        self._tries[name] += 1
+        env = servers.ray_env(os.environ, self.state, self._credentials)
+        return self._start(name, command(), env)
+
     def _start(
         self, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path | None = None
     ) -> Started:
@@ -190,15 +215,30 @@ class Starting:
         while not ready():
             for one in self.state.processes:
                 if one.find() is None:
-                    raise CellrayError(
-                        f"{one.name} has ended before it answered: {last_line(Path(one.log))}",
-                        f"see {one.log}",
-                    )
+                    self._again(one)
             if time.monotonic() > until:
                 raise CellrayError(
                     f"{process.name} does not answer after {PATIENCE:.0f} s", f"see {process.log}"
                 )
             time.sleep(0.2)
+
+    def _again(self, ended: Started) -> None:
+        """Start a node again that Ray has given up too early.
+
+        Raises
+        ------
+        CellrayError
+            It is no node, has ended of something else, or was started often enough.
+        """
+        said = last_line(Path(ended.log))
+        slow = ended.name in self._nodes and TOO_SLOW in said
+        if not slow or self._tries[ended.name] == TRIES:
+            raise CellrayError(
+                f"{ended.name} has ended before it answered: {said}",
+                "try again when less runs on this machine" if slow else f"see {ended.log}",
+            )
+        end(lambda: session_of(ended, self.state.mark))  # what it leaves holds its ports
+        self._start_node(ended.name, self._nodes[ended.name])
 
 
 def last_line(log: Path) -> str:

@@ -91,8 +91,9 @@ class State:
     processes: tuple[Started, ...] = ()
 
     def with_process(self, process: Started) -> "State":
-        """Give the state with one more process."""
-        return replace(self, processes=(*self.processes, process))
+        """Give the state with one more process, in the place of an earlier one of its name."""
+        others = (one for one in self.processes if one.name != process.name)
+        return replace(self, processes=(*others, process))
 
 
 @dataclass(frozen=True)

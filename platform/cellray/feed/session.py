@@ -14,12 +14,17 @@ import ray
 from cellray.core.errors import CellrayError
 from cellray.core.secrets import first_line
 
+logger = logging.getLogger(__name__)
+
 # What Ray says at every start, though nothing is wrong. Its other warnings stay.
 _CHATTER = {
     "ray.data._internal.progress": "Progress bars disabled",
     "ray.tune.analysis.experiment_analysis": "Failed to fetch metrics",
     "ray._private.authentication.authentication_token_setup": "Token authentication is enabled",
 }
+
+TRIES = 2
+TOO_SLOW = "node timed out during startup"  # Ray gives it 30 s, which nobody can set
 
 MIN_CPUS = 2  # one for a train worker's fraction, one for the reads beside it
 OBJECT_STORE = 768 << 20  # its pages count as resident in every worker that reads them
@@ -40,7 +45,8 @@ def ray_session(num_cpus: int | None = None, *, dashboard: bool = False) -> Iter
     Raises
     ------
     CellrayError
-        ``RAY_ADDRESS`` names a cluster that does not answer or refuses the token.
+        ``RAY_ADDRESS`` names a cluster that does not answer or refuses the token; this machine is
+        too busy for a Ray of its own.
     """
     if ray.is_initialized():
         yield
@@ -53,14 +59,7 @@ def ray_session(num_cpus: int | None = None, *, dashboard: bool = False) -> Iter
             _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         else:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus or max(MIN_CPUS, os.cpu_count() or MIN_CPUS),
-                object_store_memory=OBJECT_STORE,
-                include_dashboard=dashboard,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+            _start(num_cpus or max(MIN_CPUS, os.cpu_count() or MIN_CPUS), dashboard=dashboard)
     except (OSError, RuntimeError, ValueError) as error:
         raise CellrayError(
             f"cannot reach Ray at {address or 'this machine'}: {first_line(error)}",
@@ -74,6 +73,31 @@ def ray_session(num_cpus: int | None = None, *, dashboard: bool = False) -> Iter
         yield
     finally:
         ray.shutdown()
+
+
+def _start(num_cpus: int, *, dashboard: bool) -> None:
+    """Start a Ray of this process, and once more where a busy machine was too slow for it."""
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=OBJECT_STORE,
+                include_dashboard=dashboard,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        except Exception as error:  # Ray's has no type of its own
+            if TOO_SLOW not in str(error):
+                raise
+            if not left:
+                raise CellrayError(
+                    "this machine is too busy: Ray did not start within its 30 s",
+                    "try again when less runs, or join a cluster with RAY_ADDRESS",
+                ) from error
+            logger.warning("Ray did not start within its 30 s; trying once more")
+        else:
+            return
 
 
 def _knock(address: str) -> None:

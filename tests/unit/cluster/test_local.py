@@ -2,10 +2,12 @@
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -184,6 +186,33 @@ def test_a_state_whose_processes_are_gone_is_no_cluster(tmp_path, capfd):
     assert said.out.count(f"no cluster runs in {tmp_path}") == 2
     assert '"ended": 0' in said.out
     assert "start one with 'cellray cluster up --local'" in said.err
+
+
+def test_a_cluster_in_another_folder_is_named(tmp_path, capfd):
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    (there / "state.json").touch()
+    started, mark = [], uuid.uuid4().hex
+    env = os.environ | {"CELLRAY_CLUSTER": mark}
+    start("one", ["sleep", "60"], log=there / "log", env=env, cwd=there, record=started.append)
+    try:
+        assert main(["cluster", "down", "--dir", str(here)]) == 0
+        found = capfd.readouterr().out
+        assert f"no cluster runs in {here}" in found
+        assert "one runs in " in found
+        assert str(there) in found
+        assert started[0].find() is not None
+    finally:
+        end(lambda: family(started, mark), grace=0)
+
+
+def test_taken_ports_are_told_before_anything_is_installed(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        wanted = replace(WANTED, ray_port=port, s3_env=tmp_path / "s3-env")
+        with pytest.raises(CellrayError, match=f"port {port} is taken; .*--ray-port 0"):
+            local.up(tmp_path, wanted, print)
+    assert not (tmp_path / "s3-env").exists()
 
 
 def test_a_server_that_ends_at_once_fails_the_start_and_leaves_nothing(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from cellray.cluster.processes import (
     MARK,
     answers,
-    check_port,
+    check_ports,
     end,
     family,
     free_ports,
@@ -154,17 +154,19 @@ def test_what_cannot_be_ended_is_given_up():
     assert gone.wait() == 0
 
 
-def test_a_taken_port_names_its_option():
+def test_taken_ports_are_all_named_with_their_options():
     import socket
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(CellrayError, match=f"port {port} is taken .*--s3-port 0"):
-            check_port(port, "--s3-port")
-    assert check_port(port, "--s3-port") == port
-    assert check_port(0, "--s3-port") > 0
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as b:
+        first, second = (taken.getsockname()[1] for taken in (one, b))
+        with pytest.raises(CellrayError, match=f"port {first} is taken.*--s3-port 0"):
+            check_ports({"--s3-port": first, "--ray-port": 0})
+        asked = {"--ray-port": first, "--mlflow-port": 0, "--s3-port": second}
+        with pytest.raises(CellrayError, match=f"ports {first} and {second} are taken") as refused:
+            check_ports(asked)
+        assert "--ray-port 0 --s3-port 0" in refused.value.mend
+    assert check_ports({"--s3-port": first}) == {"--s3-port": first}
+    assert check_ports({"--s3-port": 0})["--s3-port"] > 0
 
 
 def test_no_port_is_given_twice():

@@ -1,0 +1,113 @@
+"""A machine that is too busy for a node of Ray to start within the 30 s that Ray gives it."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from tests.integration.local_cluster import CELLRAY, ROOT, UP, answer, bare, cellray, marked, state
+
+from cellray.atlas.simulate import Simulation, simulate_anndata
+
+pytestmark = pytest.mark.slow
+
+ALONE = """
+import ray
+from cellray.feed.session import ray_session
+if __name__ == "__main__":
+    with ray_session(2):
+        print("nodes", len(ray.nodes()))
+"""
+
+
+def hold(found, stopped, times, until):
+    """Stop the first raylets that are found: to Ray they are too slow."""
+    while len(stopped) < times and time.monotonic() < until:
+        for process in found():
+            try:
+                if process.pid not in stopped and process.name() == "raylet":
+                    process.suspend()
+                    stopped.append(process.pid)
+                    break
+            except psutil.Error:
+                continue
+        time.sleep(0.02)
+
+
+def held(found, times):
+    stopped = []
+    thread = threading.Thread(target=hold, args=(found, stopped, times, time.monotonic() + 300))
+    thread.start()
+    return thread, stopped
+
+
+@pytest.mark.parametrize("node", ["h", "w1"])
+def test_a_node_of_a_local_cluster_is_started_again(tmp_path, node):
+    def raylets():
+        try:
+            known = state(tmp_path)
+        except (OSError, ValueError):
+            return []
+        sign = f"{known['scratch']}/{node}/"
+        return [p for p in marked(known["mark"]) if sign in " ".join(p.cmdline())]
+
+    thread, stopped = held(raylets, 1)
+    try:
+        told = cellray(tmp_path, *UP, "--workers", "1", "--no-s3", "--json")
+        thread.join()
+        assert told.returncode == 0, told.stdout + told.stderr
+        assert len(stopped) == 1
+        assert not psutil.pid_exists(stopped[0])
+        status = answer(tmp_path, "cluster", "status")
+        assert (status["complete"], status["nodes"]) == (True, 2)
+        names = [one["name"] for one in status["processes"]]
+        assert sorted(names) == ["head", "mlflow", "worker-1"]
+        mark = state(tmp_path)["mark"]
+    finally:
+        cellray(tmp_path, "cluster", "down")
+    assert marked(mark) == []
+
+
+@pytest.mark.parametrize(("times", "status"), [(1, 0), (2, 1)])
+def test_a_ray_of_ones_own_is_started_once_more(tmp_path, times, status):
+    (tmp_path / "alone.py").write_text(ALONE)
+    process = subprocess.Popen(
+        [sys.executable, "alone.py"],
+        cwd=tmp_path,
+        env=bare(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    thread, stopped = held(lambda: psutil.Process(process.pid).children(recursive=True), times)
+    out, err = process.communicate(timeout=300)
+    thread.join()
+    assert len(stopped) == times
+    assert process.returncode == status, out + err
+    assert ("nodes 1" in out) == (status == 0)
+    assert "trying once more" in err
+    assert ("this machine is too busy: Ray did not start" in err) == (status != 0)
+    for pid in stopped:
+        assert not psutil.pid_exists(pid)
+
+
+def test_a_verb_says_it_in_one_line(tmp_path):
+    simulate_anndata(Simulation(n_cells=400, n_genes=120, seed=2)).write_h5ad(tmp_path / "a.h5ad")
+    answer(tmp_path, "ingest", "a.h5ad", "--out", "a.zarr")
+    words = ["pretrain", "--recipe", ROOT / "configs" / "smoke.yaml", "--atlas", "a.zarr"]
+    process = subprocess.Popen(
+        [*CELLRAY, *map(str, words)],
+        cwd=tmp_path,
+        env=bare(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    thread, _ = held(lambda: psutil.Process(process.pid).children(recursive=True), 2)
+    out, err = process.communicate(timeout=300)
+    thread.join()
+    assert process.returncode == 2, out + err
+    assert "Traceback" not in out + err
+    assert "try again when less runs" in err
