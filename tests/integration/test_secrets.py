@@ -3,18 +3,24 @@
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import pytest
 from tests.integration.conftest import LOGIN
 from tests.integration.mlflow_server import start_server
+from tests.integration.proxy import Fault, proxied
 
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.write import ingest
+from cellray.cluster.processes import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -46,9 +52,31 @@ def finds(folder, *, but=()):
     ]
 
 
+def status_of(url, token):
+    headers = {"Authorization": f"Bearer {token}"}
+    try:
+        with urlopen(Request(url, headers=headers), timeout=30) as answer:
+            return answer.status
+    except HTTPError as error:
+        error.close()
+        return error.code
+
+
+def served(process, url):
+    """Wait for a server; give how it answers with its token and with others."""
+    until = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < until:
+        try:
+            if status_of(f"{url}/healthz", "none") == 200:
+                break
+        except OSError:
+            time.sleep(0.5)
+    return {token: status_of(f"{url}/model", token) for token in (SERVE_TOKEN, PASSWORD)}
+
+
 @pytest.fixture(scope="module")
 def run(s3_server, tmp_path_factory):
-    """Pre-train on two workers, with credentials in every place where there may be some."""
+    """Pre-train on two workers and serve, with credentials wherever there may be some."""
     folder = tmp_path_factory.mktemp("secrets")
     (folder / "mlflow").mkdir()
     (folder / "work").mkdir()
@@ -77,6 +105,8 @@ def run(s3_server, tmp_path_factory):
             "CELLRAY_LOG": "json",
             "RAY_JOB_SUBMISSION_ID": "raysubmit_of_this_test",
         }
+        python = [sys.executable, "-m", "cellray"]
+        asked = {"cwd": folder / "work", "env": env, "text": True}
         with pytest.MonkeyPatch.context() as patch:
             for name, value in s3_server.env.items():
                 patch.setenv(name, value)
@@ -86,15 +116,27 @@ def run(s3_server, tmp_path_factory):
         words = ["pretrain", "--recipe", ROOT / RECIPE, "--atlas", atlas.url, "--name", "secret"]
         words += ["--storage", f"s3://{bucket}/runs", "--num-workers", "2", "--json"]
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "cellray", *map(str, words)],
-                cwd=folder / "work",
-                env=env,
-                capture_output=True,
-                text=True,
-                timeout=500,
-                check=False,
-            )
+            with proxied(env["AWS_ENDPOINT_URL"]) as proxy:
+                proxy.faults.append(Fault("status", "X/data/c", times=2, status=503))
+                done = subprocess.run(
+                    [*python, *map(str, words)],
+                    **(asked | {"env": env | {"AWS_ENDPOINT_URL": proxy.url}}),
+                    capture_output=True,
+                    timeout=500,
+                    check=False,
+                )
+                assert proxy.hits() == 2
+            with (folder / "work" / "serve").open("w") as output:
+                port = free_ports(1)[0]
+                server_words = ["serve", "models:/secret/1", "--port", str(port)]
+                serving = subprocess.Popen(
+                    [*python, *server_words], **asked, stdout=output, stderr=output
+                )
+                try:
+                    answers = served(serving, f"http://127.0.0.1:{port}")
+                finally:
+                    serving.send_signal(signal.SIGINT)
+                    serving.wait(60)
         finally:
             server.stop()
         (folder / "work" / "stdout").write_text(done.stdout)
@@ -106,13 +148,17 @@ def run(s3_server, tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             body = s3_server.client.get_object(Bucket=bucket, Key=key)["Body"].read()
             path.write_bytes(body)
-        (session,) = [path for path in Path(ray).rglob("session_2*") if path.is_dir()]
-        (session / "logs").rename(folder / "ray")
-        yield folder, json.loads(done.stdout)
+        sessions = [path for path in Path(ray).rglob("session_2*") if path.is_dir()]
+        assert len(sessions) == 2
+        (folder / "ray").mkdir()
+        for session in sessions:
+            (session / "logs").rename(folder / "ray" / session.name)
+        yield folder, json.loads(done.stdout), answers
 
 
 def test_a_run_leaves_no_secret_behind(run):
-    folder, _ = run
+    folder, _, answers = run
+    assert answers == {SERVE_TOKEN: 200, PASSWORD: 401}
     assert [*folder.glob("bucket/runs/*/*/checkpoint_*")]
     assert [*folder.glob("mlflow/artifacts/**/launch.json")]
     places = [*(folder / name for name in ("work", "bucket", "ray")), folder / "mlflow"]
@@ -133,7 +179,7 @@ def lines(text):
 
 
 def test_log_lines_say_run_job_and_rank(run):
-    folder, answer = run
+    folder, answer, _ = run
     about = {"run": answer["run_id"], "job": "raysubmit_of_this_test"}
     told = lines((folder / "work" / "stderr").read_text())
     training = [one for one in told if one.get("stage") == "train"]
@@ -141,10 +187,22 @@ def test_log_lines_say_run_job_and_rank(run):
     assert training[-1]["train_loss"] > 0
     assert all(one.items() >= about.items() for one in training)
 
-    workers = [
-        one for path in (folder / "ray").glob("worker-*.err") for one in lines(path.read_text())
-    ]
+    logged = (folder / "ray").glob("*/worker-*.err")
+    workers = [one for path in logged for one in lines(path.read_text())]
     begun = {one["rank"]: one for one in workers if "trains from step 0" in one["message"]}
     assert set(begun) == {0, 1}
     for one in begun.values():
         assert one.items() >= (about | {"level": "info", "logger": "cellray.train.worker"}).items()
+
+    again = [one for one in workers if one["message"].startswith("reading ")]
+    assert len(again) == 2
+    assert all(
+        one.items() >= (about | {"logger": "cellray.atlas.storage"}).items() for one in again
+    )
+    (replica,) = {one["replica"] for one in workers if "serves models:/secret/1" in one["message"]}
+    assert replica.startswith("cellray#embedding#")
+
+
+def test_progress_lines_of_serve_are_json(run):
+    folder, _, _ = run
+    assert [one for one in lines((folder / "work" / "serve").read_text()) if "job" in one]

@@ -163,6 +163,7 @@ class Embedding:
             os.environ["MLFLOW_TRACKING_URI"] = store
         self._model, self._settings, self._token = model, settings, token
         self._served = Served.of(model)
+        logger.info("serves %s", self._served.resolved.uri)
         self._turn = threading.Lock()  # two embeddings at once take each other's caches
         threading.Thread(target=self._look, daemon=True, name="cellray-look").start()
 
