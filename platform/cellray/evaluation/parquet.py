@@ -23,8 +23,9 @@ from obstore.store import ObjectStore
 from cellray.atlas.columns import NAME, ROW, SOURCE, kind_of
 from cellray.atlas.mishaps import full_disk
 from cellray.atlas.part import Part
-from cellray.atlas.storage import is_remote, normalise, object_store, storage_errors
+from cellray.atlas.storage import object_store, storage_errors
 from cellray.atlas.store import Atlas, open_cached
+from cellray.atlas.urls import is_remote, normalise
 from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
 from cellray.evaluation.embed import check_all_came, diverged, embedded_slabs
