@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cellray.core.logs import submission_id
 from cellray.display import duration
 
 if TYPE_CHECKING:
@@ -130,19 +131,24 @@ def budget_text(document: Mapping[str, Any]) -> str:
 
 def report_text(document: Mapping[str, Any]) -> str:
     """Lay out the scores of an evaluation, method by method."""
-    where = {
-        "report": f"{document['folder']}/report.html",
-        "MLflow run": document["run_id"],
-    }
+    where = _report_places(document["folder"], {"in MLflow": document["page"]})
+    where |= {"MLflow run": document["run_id"]}
     notes = "\n".join(f"- {note}" for note in document["notes"])
-    return "\n\n".join([document["protocol"], _scores(document["metrics"]), notes, facts(where)])
+    return "\n\n".join([document["protocol"], _scored(document), notes, facts(where)])
+
+
+def _report_places(folder: object, pages: Mapping[str, str | None]) -> dict[str, str]:
+    """Name the report: its file, which goes with a job's folder, and its pages in MLflow."""
+    shown = {name: page for name, page in pages.items() if page is not None}
+    own = {} if shown and submission_id() else {"report": f"{folder}/report.html"}
+    return own | shown
 
 
 def suite_text(document: Mapping[str, Any]) -> str:
     """Lay out the scores of a suite, task by task, and its gates."""
     blocks = []
     for name, report in document["reports"].items():
-        blocks.append(f"{name}: {report['protocol']}\n\n{_scores(report['metrics'])}")
+        blocks.append(f"{name}: {report['protocol']}\n\n{_scored(report)}")
     notes = [note for report in document["reports"].values() for note in report["notes"]]
     blocks.append("\n".join(f"- {note}" for note in dict.fromkeys(notes)))
     if document["gates"] is not None:
@@ -156,8 +162,14 @@ def suite_text(document: Mapping[str, Any]) -> str:
             for gate in document["gates"]
         ]
         blocks.append(table(["gate", "metric", "found", "wanted"], rows))
-    blocks.append(facts({"report": f"{document['folder']}/report.html"}))
+    pages = {name: report["page"] for name, report in document["reports"].items()}
+    blocks.append(facts(_report_places(document["folder"], pages)))
     return "\n\n".join(blocks)
+
+
+def _scored(report: Mapping[str, Any]) -> str:
+    """Lay out scores, and below them which baselines are better."""
+    return "\n\n".join([_scores(report["metrics"]), *report["verdicts"]])
 
 
 def _scores(metrics: Mapping[str, float]) -> str:

@@ -11,6 +11,11 @@ from cellray.display import duration
 SHOWN = 4
 """Shipped files that are named."""
 
+RAYS = re.compile(r"(\x1b\[\d+m)*\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\s+[A-Z]+ \w+\.py:\d+ -- ")
+"""How a line begins that Ray has written into a job's log."""
+ERROR = re.compile(r"error: |([\w.]+\.)?\w+(Error|Exception)(: |$)")
+"""The same, of one with which cellray refuses or a traceback ends."""
+
 
 def submitted_text(found: Mapping[str, Any]) -> str:
     """Lay out what was submitted, and where to watch it."""
@@ -117,9 +122,15 @@ def detached_text(job: str) -> str:
 
 
 def why(job: Mapping[str, Any]) -> list[str]:
-    """Give the last lines of what a failed job has said."""
-    lines = [line for line in (job["message"] or "").splitlines() if line.strip()]
-    return lines[-3:]
+    """Give the last error among what a failed job has said, or else its last lines."""
+    said = [line for line in (job["message"] or "").splitlines() if line.strip()]
+    own = [line for line in said if not RAYS.match(line)]
+    errors = [line for line in own if ERROR.match(line)]
+    if (
+        own and own == said[:1]
+    ):  # it has written nothing itself: that ends in "last available logs ..."
+        return [own[0].partition(", last available logs")[0]]
+    return errors[-1:] or own[-3:]
 
 
 def _end(job: Mapping[str, Any]) -> str:

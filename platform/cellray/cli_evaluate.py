@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cellray import answers, answers_models, answers_plans, completion
+from cellray.cli_checks import suite_to_score
 from cellray.cli_verbs import AtlasUrl, DryRun, Json, ModelName, ModelUri, examples
 from cellray.console import console
 from cellray.core.errors import CellrayError
@@ -107,21 +108,15 @@ def evaluate(
     said = locals()
     given = {name: said[name] for name in ASKED if said[name] is not None}
     with console(as_json=json) as to:
-        from cellray.evaluation.run import evaluate_suite
-        from cellray.evaluation.suite import Suite
-
-        if suite is not None and task is not None:
-            raise CellrayError("--task and --suite are both given", "leave one of them out")
-        asked = Suite.load(suite) if suite else Suite.of({"tasks": {task or "annotation": {}}})
-        if gate and not asked.gates:
-            what = f"{suite} has no gates" if suite else "--gate needs gates, and there are none"
-            raise CellrayError(what, "give --suite FILE with 'gates:', or leave --gate out")
+        asked = suite_to_score(said)
         if dry_run:
             from cellray.evaluation.asked import dry_run as plan
 
             planned = plan(model, atlas, asked, given=given, max_cells=max_cells, out=out)
             to.answer(planned, answers_plans.dry_text(planned))
             return
+        from cellray.evaluation.run import evaluate_suite
+
         found = evaluate_suite(
             model, atlas, asked, given=given, max_cells=max_cells, out=out, progress=to.progress
         )

@@ -1,30 +1,18 @@
 """The verbs that train: one run, and a sweep of them."""
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cellray import answers, answers_plans
-from cellray.cli_verbs import (
-    ATLAS,
-    Changes,
-    DryRun,
-    Json,
-    RecipeFile,
-    Workers,
-    examples,
-    recipe_of,
-)
+from cellray.cli_checks import budget_of, recipe_to_train, sweep_to_run
+from cellray.cli_verbs import ATLAS, Changes, DryRun, Json, RecipeFile, Workers, examples
 from cellray.console import console
-from cellray.core.errors import CellrayError
 
 if TYPE_CHECKING:
     from cellray.train.trained import RunRef
-
-Given = TypeVar("Given")
 
 AtlasUrl = Annotated[str | None, typer.Option("--atlas", metavar="URL", help=ATLAS)]
 Name = Annotated[str | None, typer.Option(help="Name of the model in the registry.")]
@@ -32,10 +20,6 @@ Experiment = Annotated[str | None, typer.Option(help="MLflow experiment of the r
 Storage = Annotated[
     str | None, typer.Option(help="Where checkpoints go: a folder or s3:// that all nodes reach.")
 ]
-
-DRY_RESUME = CellrayError(
-    "--dry-run is for what is new, and --resume goes on with something", "leave one of them out"
-)
 
 train_verbs = typer.Typer()
 
@@ -79,40 +63,35 @@ def pretrain(
     With --resume the run's own atlas, recipe and name are taken; --set, --num-workers and
     --strategy may change how it is trained on.
     """
+    said = locals()
     with console(as_json=json) as to:
-        chosen = list(changes or ())
-        chosen += [f"train.strategy={strategy}"] if strategy is not None else []
+        wanted = recipe_to_train(said)
         if dry_run:
-            from cellray.train.limits import dry_run as budget_of
+            from cellray.train.limits import dry_run as fits
 
-            if resume is not None:
-                raise DRY_RESUME
-            wanted = recipe_of(recipe, chosen, num_workers)
-            document = budget_of(wanted, needed("--atlas", atlas), storage).document()
+            assert wanted is not None
+            assert atlas is not None
+            document = fits(wanted, atlas, storage).document()
             to.answer(document, answers.budget_text(document))
             return
         ref: RunRef
-        if resume is not None:
-            refuse_beside_resume(
-                {
-                    "--atlas": atlas,
-                    "--name": name,
-                    "--recipe": recipe,
-                    "--experiment": experiment,
-                    "--storage": storage,
-                }
-            )
+        if wanted is None:
             from cellray.train.run import resume as go_on
 
+            assert resume is not None
+            chosen = list(changes or ())
+            chosen += [f"train.strategy={strategy}"] if strategy is not None else []
             chosen += [f"train.num_workers={num_workers}"] if num_workers is not None else []
             ref = go_on(resume, changes=chosen, progress=to.progress)
         else:
             from cellray.train.run import pretrain as run
 
+            assert atlas is not None
+            assert name is not None
             ref = run(
-                recipe_of(recipe, chosen, num_workers),
-                needed("--atlas", atlas),
-                needed("--name", name),
+                wanted,
+                atlas,
+                name,
                 experiment=experiment or "cellray",
                 storage=storage,
                 progress=to.progress,
@@ -173,51 +152,34 @@ def sweep(
     Ray Tune runs trials, Optuna chooses them; each is a pre-training run of its own, under the
     sweep's run in MLflow.
     """
+    said = locals()
     with console(as_json=json) as to:
-        budget = {"trials": trials, "hours": hours, "cells": cells}
-        given = {key: value for key, value in budget.items() if value is not None}
-        if resume is not None:
-            if dry_run:
-                raise DRY_RESUME
-            refuse_beside_resume(
-                {
-                    "--recipe": recipe,
-                    "--atlas": atlas,
-                    "--name": name,
-                    "--set": changes or None,
-                    "--label": label,
-                    "--metric": metric,
-                    "--warm-start": warm_start or None,
-                    "--experiment": experiment,
-                    "--storage": storage,
-                }
-            )
+        wanted = sweep_to_run(said)
+        if wanted is None:
             from cellray.tuning.run import resume_sweep
 
+            assert resume is not None
             ref = resume_sweep(
-                resume, budget=given, concurrent=concurrent, progress=to.progress, say=to.note
+                resume,
+                budget=budget_of(said),
+                concurrent=concurrent,
+                progress=to.progress,
+                say=to.note,
             )
         else:
             from cellray.tuning import run as sweeps
-            from cellray.tuning.settings import Sweep
 
-            chosen = [*(changes or ()), *([f"probe.label={label}"] if label is not None else [])]
-            wanted = Sweep.load(
-                needed("--recipe", recipe, "SWEEP"),
-                chosen,
-                metric=metric,
-                budget=given,
-                concurrent=concurrent,
-            )
-            where = needed("--atlas", atlas, "SWEEP"), needed("--name", name, "SWEEP")
+            assert atlas is not None
+            assert name is not None
             if dry_run:
                 known = warm_start or ()
-                planned = sweeps.dry_run(wanted, *where, storage=storage, warm_start=known)
+                planned = sweeps.dry_run(wanted, atlas, name, storage=storage, warm_start=known)
                 to.answer(planned, answers_plans.dry_text(planned))
                 return
             ref = sweeps.sweep(
                 wanted,
-                *where,
+                atlas,
+                name,
                 experiment=experiment or "cellray",
                 storage=storage,
                 warm_start=warm_start or (),
@@ -225,33 +187,3 @@ def sweep(
                 say=to.note,
             )
         to.answer(ref, answers.sweep_text(ref))
-
-
-def refuse_beside_resume(options: Mapping[str, object]) -> None:
-    """Refuse what a run or a sweep that is resumed has of its own.
-
-    Raises
-    ------
-    CellrayError
-        One of the options was given.
-    """
-    for option, given in options.items():
-        if given is not None:
-            raise CellrayError(
-                f"{option} beside --resume: what is resumed has its own", f"leave {option} out"
-            )
-
-
-def needed(option: str, value: Given | None, resumed: str = "RUN_ID") -> Given:
-    """Give an option's value, which must be there.
-
-    Raises
-    ------
-    CellrayError
-        It is not.
-    """
-    if value is None:
-        raise CellrayError(
-            f"{option} is missing", f"give {option}, or go on with --resume {resumed}"
-        )
-    return value

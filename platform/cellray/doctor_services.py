@@ -112,7 +112,8 @@ def ray() -> Finding:
 def mlflow() -> Finding:
     """Reach the tracking store; one that would have to be made is not made."""
     from cellray.core.secrets import scrub
-    from cellray.track.store import client, sqlite_file, store_errors, tracking_uri
+    from cellray.track.store import client, store_errors
+    from cellray.track.uri import sqlite_file, tracking_uri
 
     have, uri = f"MLflow {version('mlflow')}", tracking_uri()
     file = sqlite_file(uri)
@@ -218,7 +219,8 @@ def s3_round_trip(url: str) -> Finding:
     """
     import obstore
 
-    from cellray.atlas.storage import is_remote, normalise, object_store, storage_errors
+    from cellray.atlas.storage import object_store, storage_errors
+    from cellray.atlas.urls import is_remote, normalise
     from cellray.core.secrets import scrub
 
     if not is_remote(url):

@@ -3,13 +3,19 @@
 For ``cellray submit`` and for `cellray.submit`.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cellray.cli_verbs import recipe_of
+from cellray.cli_checks import (
+    check_from_here,
+    recipe_to_train,
+    suite_to_score,
+    sweep_to_run,
+)
 from cellray.core.errors import CellrayError, suggest
 
 if TYPE_CHECKING:
@@ -96,11 +102,10 @@ def send(
         Words that the verb refuses, files that are not there, a secret, no cluster, or one that
         does not take it.
     """
+    # Ray and MLflow take seconds to load: what can be refused without them is refused before.
     from cellray.cluster.address import find_address
-    from cellray.cluster.jobs import Jobs
     from cellray.cluster.settings import MLFLOW, environment, refuse_secrets, resources, tracking
     from cellray.cluster.ship import Shipment
-    from cellray.cluster.submit import make_request, watch_places
     from cellray.cluster.words import fit_words, title
 
     command, parsed = parse(root, verb, words)
@@ -110,7 +115,11 @@ def send(
     with tempfile.TemporaryDirectory(prefix="cellray-") as folder:
         shipment = Shipment(Path(folder))
         fitted = fit_words(command, parsed, shipment)
-        _check(verb, fitted.values)
+        about = _check(verb, fitted.values)
+        check_from_here(fitted.read_from_here)
+        from cellray.cluster.jobs import Jobs
+        from cellray.cluster.submit import make_request, watch_places
+
         cluster = Jobs(where)
         here = cluster.is_here()
         mlflow = tracking(told, where.env, here=here)
@@ -121,6 +130,10 @@ def send(
                 f"{MLFLOW} is not set: runs and models go to the MLflow that the cluster's "
                 "nodes name; where they name none, they go with the job's folder"
             )
+        if resumed := fitted.values.get("resume"):
+            from cellray.cluster.outcome import run_name
+
+            about = run_name(resumed, os.environ.get(MLFLOW) or mlflow)
         fitted.words += _storage(command, fitted.values, here=here)
         if asked.code:
             shipment.add_code()
@@ -128,7 +141,7 @@ def send(
             verb,
             [*VERBS[verb], *fitted.words],
             shipment,
-            name=asked.name or title(fitted.values),
+            name=asked.name or about or title(fitted.values),
             env=told,
             resources=taken,
             pip=asked.pip,
@@ -186,28 +199,41 @@ def find(root: Any, verb: str) -> Any:  # noqa: ANN401 - typer's
     return command
 
 
-def _check(verb: str, values: dict[str, Any]) -> None:
-    """Read the recipe or the suite, so that a slip in it is found before anything is sent.
+def _check(verb: str, values: dict[str, Any]) -> str | None:
+    """Check what the verb itself would, so that a slip is found before anything is sent.
+
+    Returns
+    -------
+    str or None
+        What the job is about, where a file says it.
 
     Raises
     ------
     CellrayError
-        Keys or values that cannot be.
+        Words, keys or values that cannot be.
     """
-    if verb == "sweep" and values.get("recipe"):
-        from cellray.tuning.settings import Sweep
+    if verb == "sweep":
+        sweep_to_run(values)
+    elif verb == "pretrain":
+        recipe_to_train(values)
+    elif verb == "evaluate":
+        suite_to_score(values)
+    elif verb == "embed":
+        from cellray.evaluation.kinds import check_key, kind_of
 
-        Sweep.load(values["recipe"], values.get("changes") or ())
-    elif verb == "pretrain" and not values.get("resume"):
-        recipe_of(values.get("recipe"), values.get("changes"), values.get("num_workers"))
-    elif values.get("suite") and verb in {"evaluate", "leaderboard", "promote"}:
+        check_key(values.get("key", "X"))
+        kind_of(values["out"], values.get("kind"))
+    elif values.get("suite") and verb in {"leaderboard", "promote"}:
         from cellray.evaluation.suite import Suite
 
         Suite.load(values["suite"])
     elif verb == "pipeline":
         from cellray.pipeline.settings import Pipeline
 
-        _check_places(values["file"], Pipeline.load(values["file"]).settings)
+        settings = Pipeline.load(values["file"]).settings
+        _check_places(values["file"], settings)
+        return settings.name
+    return None
 
 
 def _check_places(file: Path, settings: "Settings") -> None:
@@ -218,7 +244,7 @@ def _check_places(file: Path, settings: "Settings") -> None:
     CellrayError
         A relative one.
     """
-    from cellray.atlas.storage import is_remote
+    from cellray.atlas.urls import is_remote
 
     if settings.pretrain.storage is None:
         raise CellrayError(

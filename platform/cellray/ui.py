@@ -17,7 +17,8 @@ import psutil
 from cellray.core.errors import CellrayError
 from cellray.core.ports import require_free
 from cellray.core.secrets import HIDDEN, scrub
-from cellray.track.store import client, tracking_uri
+from cellray.track.store import client
+from cellray.track.uri import tracking_uri
 
 HOST = "127.0.0.1"
 QUIET = {

@@ -189,7 +189,8 @@ def test_ctrl_c_leaves_a_job_alone_and_a_stop_ends_it_in_a_checkpoint(place):
     assert (found["status"], run.info.status) == ("stopped", "KILLED")
     assert found["resume"] == f"cellray submit pretrain --resume {run.info.run_id}"
     log, _ = place.run("jobs", "logs", job, "--follow", status=143)
-    assert "stopping in a checkpoint" in log
+    assert "stopping in a checkpoint\n" in log  # nobody sits at the job's Ctrl-C
+    assert f"to go on with this run: {found['resume']}\n" in log
     assert log.splitlines()[-1] == "terminated"
     reached = steps(place, run)[-1]
 
@@ -215,9 +216,12 @@ def test_evaluations_and_sweeps_carry_their_jobs_id(place):
     words = ["models:/swept@challenger", "--atlas", place.atlas, "--label", "cell_type"]
     evaluation = place.submit("evaluate", *words, "--job-name", "mine")
     assert evaluation.startswith("evaluate-mine-")
-    place.run("jobs", "logs", evaluation, "--follow")
+    log, _ = place.run("jobs", "logs", evaluation, "--follow")
     (run,) = place.mlflow_runs(evaluation)
     assert run.info.status == "FINISHED"
+    page = f"{place.mlflow}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert f"{page}/artifacts/report.html" in log
+    assert ".cellray/reports" not in log  # of the job's folder, which is gone
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ for key in before:
 assert os.listdir(".") == []
 """
 
+SUBMIT = "from cellray.cli import main; assert main(['submit', '--address', 'h:1',"
 HEAVY = ("torch", "ray", "mlflow", "anndata", "zarr", "scanpy", "pandas", "scipy", "numpy")
 
 
@@ -69,6 +70,11 @@ def test_no_module_has_side_effects_at_import(tmp_path):
         "from cellray.cli import main; main(['pretrain', '--help'])",
         "from cellray.cli import main; main(['--version'])",
         "from cellray.cli import main; assert main(['pretrain', '--nonsense']) == 2",
+        "from cellray.cli import main; assert main(['pretrain', '--name', 'x']) == 2",
+        "from cellray.cli import main; assert main(['submit', 'pretrian']) == 2",
+        f"{SUBMIT} 'pretrain', '--name', 'x']) == 2",
+        f"{SUBMIT} 'pretrain', '--set', 'train.epoch=3']) == 2",
+        f"{SUBMIT} 'embed', 'models:/x/1', '--atlas', 's3://b/a', '--out', 'z.csv']) == 2",
     ],
 )
 def test_help_and_import_stay_light(code, tmp_path):

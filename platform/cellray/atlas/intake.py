@@ -13,8 +13,8 @@ from cellray.atlas.counts import Source
 from cellray.atlas.joining import Join, choose_matrices, join_matrix
 from cellray.atlas.manifest import PARTS, refuse_inside
 from cellray.atlas.sources import open_source, refuse_twins, source_names
-from cellray.atlas.storage import normalise
 from cellray.atlas.store import Atlas
+from cellray.atlas.urls import normalise
 from cellray.atlas.vocabulary import join_genes, read_vocabulary
 from cellray.core.errors import CellrayError
 

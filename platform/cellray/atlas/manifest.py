@@ -15,7 +15,8 @@ import obstore
 from obstore.exceptions import NotFoundError, PermissionDeniedError
 
 from cellray.atlas.nodes import ROOT
-from cellray.atlas.storage import COPY_AGAIN, is_remote, object_store, storage_errors
+from cellray.atlas.storage import COPY_AGAIN, object_store, storage_errors
+from cellray.atlas.urls import is_remote
 from cellray.core.errors import CellrayError
 
 FORMAT = 2

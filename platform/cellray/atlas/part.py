@@ -21,12 +21,12 @@ from cellray.atlas.storage import (
     Fetch,
     fetcher,
     intact,
-    is_remote,
     object_store,
     zarr_store,
 )
 from cellray.atlas.tables import CHUNK as COLUMN_CHUNK
 from cellray.atlas.tables import Column, read_element
+from cellray.atlas.urls import is_remote
 from cellray.core.copying import copy_runs
 from cellray.core.errors import CellrayError
 

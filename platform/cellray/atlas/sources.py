@@ -9,8 +9,9 @@ from cellray.atlas.counts import Source
 from cellray.atlas.h5ad import open_h5ad
 from cellray.atlas.h5mu import is_h5mu, open_h5mu
 from cellray.atlas.hdf5 import h5_file, no_file
-from cellray.atlas.storage import is_remote, storage_errors
+from cellray.atlas.storage import storage_errors
 from cellray.atlas.tenx import is_10x_h5, open_10x_h5, open_mtx
+from cellray.atlas.urls import is_remote
 from cellray.core.errors import CellrayError, suggest
 
 _SAMPLE = 1 << 20  # counts that are compared where two sources may be copies

@@ -22,12 +22,8 @@ from cellray.atlas.journal import Journal
 from cellray.atlas.manifest import is_atlas
 from cellray.atlas.mishaps import terminable
 from cellray.atlas.nodes import ROOT
-from cellray.atlas.storage import (
-    StorageError,
-    is_remote,
-    object_store,
-    storage_errors,
-)
+from cellray.atlas.storage import StorageError, object_store, storage_errors
+from cellray.atlas.urls import is_remote
 from cellray.core.errors import CellrayError
 
 MARK = "ingest-unfinished"

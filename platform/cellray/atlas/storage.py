@@ -28,6 +28,7 @@ from zarr.storage import ObjectStore as _ZarrStore
 
 from cellray.atlas.aws import access, is_unsigned
 from cellray.atlas.traffic import TRAFFIC
+from cellray.atlas.urls import is_remote
 from cellray.core.errors import CellrayError
 from cellray.core.secrets import first_line, scrub
 
@@ -49,28 +50,6 @@ PATIENCE = 60.0
 """Seconds for which a read is tried again while the object store fails."""
 
 COPY_AGAIN = "copy the atlas again, whole, or ingest its sources anew"
-
-
-def is_remote(url: str) -> bool:
-    """Say whether a URL names an object store rather than a local folder."""
-    return "://" in url and not url.startswith("file://")
-
-
-def normalise(url: str | Path) -> str:
-    """Give an absolute local path, or the object store's URL without a trailing slash.
-
-    Raises
-    ------
-    CellrayError
-        The URL is empty.
-    """
-    text = str(url)
-    if not text.strip():
-        raise CellrayError("an empty URL", "give a folder or s3://bucket/path")
-    text = text if text.endswith("://") else text.rstrip("/")
-    if is_remote(text):
-        return text
-    return str(Path(text.removeprefix("file://")).expanduser().absolute())
 
 
 def object_store(url: str, *, create: bool = False, retries: int = 5) -> ObjectStore:

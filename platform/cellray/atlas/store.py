@@ -23,8 +23,9 @@ from cellray.atlas.columns import join_column
 from cellray.atlas.manifest import FORMAT, Manifest, nodes_of, read_root
 from cellray.atlas.part import Part
 from cellray.atlas.read import Cost, Wanted, cost, dense_rows, sparse_rows
-from cellray.atlas.storage import is_remote, normalise, patiently, storage_errors
+from cellray.atlas.storage import patiently, storage_errors
 from cellray.atlas.tables import Column
+from cellray.atlas.urls import is_remote, normalise
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.types import Rows, Span
 

@@ -23,8 +23,9 @@ from cellray.atlas.naming import (
     named_table,
     without_version,
 )
-from cellray.atlas.storage import is_remote, storage_errors
+from cellray.atlas.storage import storage_errors
 from cellray.atlas.store import Atlas
+from cellray.atlas.urls import is_remote
 from cellray.core.errors import CellrayError
 
 

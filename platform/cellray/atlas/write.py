@@ -10,8 +10,9 @@ from cellray.atlas.contents import write_part
 from cellray.atlas.intake import of_more, of_new
 from cellray.atlas.manifest import FORMAT, Manifest, amending, publish
 from cellray.atlas.staging import staged
-from cellray.atlas.storage import is_remote, storage_errors
+from cellray.atlas.storage import storage_errors
 from cellray.atlas.store import Atlas
+from cellray.atlas.urls import is_remote
 from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
 

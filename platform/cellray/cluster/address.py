@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,6 +13,8 @@ from cellray.core.ports import is_loopback
 LOCAL = Path(".cellray") / "cluster" / "state.json"
 """What ``cellray cluster up`` leaves in the working folder."""
 
+TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""What gives the token, and comes before the local cluster's own; in Ray's order."""
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
 MEND = "give --address http://HOST:8265, set RAY_API_SERVER_ADDRESS, or run 'cellray cluster up'"
 
@@ -39,12 +41,15 @@ class Address:
         What lets one in, where the environment does not say it.
     env
         What jobs are told on this cluster, and no secret.
+    token
+        The variable that gives the token, where it takes the place of the local cluster's own.
     """
 
     url: str
     source: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     env: Mapping[str, str] = field(default_factory=dict)
+    token: str | None = None
 
 
 def find_address(given: str | None = None) -> Address:
@@ -61,7 +66,7 @@ def find_address(given: str | None = None) -> Address:
     NoClusterError
         Nothing names one.
     CellrayError
-        What is named is no address of a dashboard.
+        What is named is no address of a dashboard, or a token that cannot be read.
     """
     if given is not None:
         return _known(_checked(given, "--address"))
@@ -73,7 +78,7 @@ def find_address(given: str | None = None) -> Address:
         return _known(_checked(ray, "RAY_ADDRESS"))
     found = _local()
     if found is not None:
-        return found
+        return _let_in(found)
     raise NoClusterError("no cluster is named", MEND)
 
 
@@ -101,7 +106,9 @@ def _checked(url: str, source: str) -> Address:
 def _known(address: Address) -> Address:
     """Let one into the local cluster when it is the one that is named, by any name of loopback."""
     local = _local()
-    return local if local is not None and _place(local.url) == _place(address.url) else address
+    if local is not None and _place(local.url) == _place(address.url):
+        return _let_in(local)
+    return address
 
 
 def _place(url: str) -> str:
@@ -121,3 +128,19 @@ def _local() -> Address | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None  # there is none, or one that is gone
     return Address(url.rstrip("/"), str(LOCAL), headers, env)
+
+
+def _let_in(local: Address) -> Address:
+    """Give the local cluster with the token that the environment gives, if it gives one."""
+    for name in TOKENS:
+        if not (value := os.environ.get(name)):
+            continue
+        try:
+            token = value if name == TOKENS[0] else Path(value).read_text().strip()
+        except (OSError, ValueError) as error:
+            raise CellrayError(
+                f"{name} names {value}, which cannot be read as a token",
+                "let it name the token's file, or unset it where the local cluster is meant",
+            ) from error
+        return replace(local, headers={"Authorization": f"Bearer {token}"}, token=name)
+    return local

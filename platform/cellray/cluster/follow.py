@@ -14,7 +14,6 @@ from ray.job_submission import JobDetails
 from cellray.cluster.address import ClusterError
 from cellray.cluster.jobs import Jobs, ended
 from cellray.core.errors import CellrayError
-from cellray.core.secrets import first_line
 
 LOOK_SECONDS = 0.5
 STOP_SECONDS = 90.0
@@ -67,7 +66,7 @@ def follow(
             lost += 1
             if lost >= LOST:
                 raise ClusterError(
-                    f"the cluster at {jobs.url} was lost: {first_line(error)}",
+                    f"the cluster at {jobs.url} was lost: {error.what}",
                     f"see 'cellray jobs status {job}' when it is back; the job may go on",
                 ) from error
             time.sleep(lost)
@@ -212,7 +211,11 @@ def resumption(log: str, verb: str | None) -> str | None:
         Of the job; None where it does not say.
     """
     verbs = [one for one in RESUMED if verb in {one, None}]
-    found = re.findall(rf"cellray ({'|'.join(verbs)}) --resume ([\w./:-]+)", log) if verbs else []
+    found = (
+        re.findall(rf"cellray (?:submit )?({'|'.join(verbs)}) --resume ([\w./:-]+)", log)
+        if verbs
+        else []
+    )
     if not found:
         return None
     known, run_id = found[-1]

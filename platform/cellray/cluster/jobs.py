@@ -15,9 +15,10 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cellray.cluster.address import Address, ClusterError
+from cellray.cluster.refusals import CHECK, UNREACHED, last_line, refused_token
 from cellray.cluster.users import owner, this_user
 from cellray.core.errors import CellrayError, suggest
-from cellray.core.secrets import first_line, scrub
+from cellray.core.secrets import first_line
 
 REQUEST_SECONDS = 60.0
 KNOCK_SECONDS = 10.0
@@ -162,9 +163,23 @@ class Jobs:
             return self._client.get_job_info(job)
 
     def logs(self, job: str) -> str:
-        """Give all that a job has written."""
-        with self._reached():
-            return self._client.get_job_logs(job)
+        """Give all that a job has written.
+
+        Raises
+        ------
+        ClusterError
+            The node of the job's own process is gone, and the log with it.
+        """
+        try:
+            with self._reached():
+                return self._client.get_job_logs(job)
+        except ClusterError as error:
+            if UNREACHED in str(error.__cause__):
+                raise ClusterError(
+                    f"the log of job {job} lies on the node of its own process, which is gone",
+                    f"see 'cellray jobs status {job}': how it ended, and its runs in MLflow",
+                ) from error
+            raise
 
     def stop(self, job: str) -> bool:
         """Ask a job to end; say whether it was there to be ended."""
@@ -200,7 +215,7 @@ class Jobs:
         try:
             yield
         except AuthenticationError as error:
-            raise _refused(url, str(error)) from error
+            raise refused_token(self.address, str(error)) from error
         except requests.Timeout as error:
             raise ClusterError(
                 f"the cluster at {url} does not answer in time",
@@ -218,33 +233,6 @@ class Jobs:
                 f"the cluster at {url} refuses this: {last_line(error)}",
                 "change what is refused, or see dashboard.log on the head node",
             ) from error
-
-
-CHECK = "check the address (the dashboard's port, 8265 unless told), and that the cluster is up"
-
-
-def last_line(error: Exception) -> str:
-    """Give the last line of what an error says: of a traceback on the head node, its error."""
-    lines = tail_lines(str(error).removesuffix("."), 1) or [type(error).__name__]
-    return scrub(lines[-1]).strip()[:200]
-
-
-def _refused(url: str, said: str) -> ClusterError:
-    """Say what is wrong with the token."""
-    if said.startswith("Authentication required"):
-        return ClusterError(
-            f"the cluster at {url} wants a token, and none was sent",
-            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file that holds it",
-        )
-    if said.startswith("Authentication failed"):
-        return ClusterError(
-            f"the cluster at {url} refuses the token",
-            "set RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN, to the one that it was started with",
-        )
-    return ClusterError(
-        f"no token for the cluster at {url}: {said.partition('. ')[0]}",
-        "set RAY_AUTH_TOKEN_PATH to a file that holds it",
-    )
 
 
 class _Client(JobSubmissionClient):
@@ -306,8 +294,3 @@ def driver_status(job: JobDetails) -> int | None:
     """Give the exit status of a job's command as a shell does: 128 and more after a signal."""
     code = job.driver_exit_code
     return code if code is None or code >= 0 else 128 - code
-
-
-def tail_lines(said: str, count: int) -> Sequence[str]:
-    """Give the last lines that say something."""
-    return [line.rstrip() for line in said.splitlines() if line.strip()][-count:]

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow.exceptions import MlflowException
+
 from cellray.cluster.settings import MLFLOW
 from cellray.core.errors import CellrayError
 from cellray.track.runs import JOB
-from cellray.track.store import client, sqlite_file, store_errors
+from cellray.track.store import client, store_errors
+from cellray.track.uri import run_page, sqlite_file
 
 PARENT = "mlflow.parentRunId"
 
@@ -55,6 +58,19 @@ def outcome(job: Any, clusters: Mapping[str, str]) -> Outcome:  # noqa: ANN401 -
         return Outcome()
 
 
+def run_name(run_id: str, uri: str | None) -> str | None:
+    """Give the name of a run, where a store says it at once."""
+    file = sqlite_file(uri) if uri else None
+    if not uri or (file is not None and not file.exists()):
+        return None
+    try:
+        with store_errors():
+            name: str | None = client(uri).get_run(run_id).info.run_name
+    except (CellrayError, MlflowException):  # no such run, or the store does not let one in
+        return None
+    return name
+
+
 def _found(uri: str, job: str) -> Outcome:
     api = client(uri)
     experiments = {one.experiment_id for one in api.search_experiments()}
@@ -64,13 +80,9 @@ def _found(uri: str, job: str) -> Outcome:
     ids = ", ".join(f"'{run.info.run_id}'" for run in runs)
     versions = api.search_model_versions(f"run_id IN ({ids})")
     shown = [run for run in runs if PARENT not in run.data.tags]
-    web = uri.startswith("http")
+    pages = [run_page(uri, run.info.experiment_id, run.info.run_id) for run in shown]
     return Outcome(
         tuple(run.info.run_id for run in shown),
-        tuple(
-            f"{uri.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-            for run in shown
-            if web
-        ),
+        tuple(page for page in pages if page is not None),
         tuple(f"models:/{one.name}/{one.version}" for one in versions),
     )

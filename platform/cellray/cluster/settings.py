@@ -9,11 +9,17 @@ from urllib.parse import urlsplit
 from cellray.core.errors import CellrayError
 from cellray.core.ports import is_loopback
 from cellray.core.secrets import scrub
-from cellray.track.store import tracking_uri
+from cellray.track.uri import tracking_uri
 
 SECRET = re.compile(
-    r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|PASS|KEY|CREDENTIALS?)(_|$)", re.IGNORECASE
+    # What ends a word, whatever is before it: AUTHTOKEN, PGPASSWORD, OPENAI_APIKEY.
+    r"(SECRETS?|TOKEN|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?"
+    r"|(API|AUTH|ACCESS|ACCOUNT|PRIVATE|SIGNING|MASTER|ENCRYPTION)KEYS?|(SSH|PG|DB)PASS"
+    # What is a word of its own: MONKEY, COMPAT and BYPASS are none.
+    r"|(^|_)(PASS|PASSCODE|KEY|API_KEYS|PAT|JWT)|_PWD)\d*(_|$)",
+    re.IGNORECASE,
 )
+"""Names of variables that hold secrets; `PWD` alone is a shell's working folder."""
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
 

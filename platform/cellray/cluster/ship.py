@@ -21,6 +21,14 @@ DATA = (".h5ad", ".h5mu", ".h5", ".zarr", ".parquet")
 NAMED = (".yaml", ".yml")
 """Files that may name others."""
 
+FILES = frozenset({"recipe", "suite", "gene_sets", "ontology", "orthologs", "genes", "file"})
+"""Parameters of verbs, and keys of files, that name a small file; it goes with the job."""
+
+ATLASES = frozenset({"atlas", "reference"})
+READ = ATLASES | {"sources"}
+PLACES = READ | {"out", "storage"}
+"""The same, of those that name data, which stays where it is; what a verb reads of it."""
+
 ELSEWHERE = "elsewhere"
 """Folder of the job for what does not lie below the working folder, by its whole path."""
 
@@ -70,20 +78,24 @@ class Shipment:
         Raises
         ------
         CellrayError
-            It is not there, or too large to be anything but data.
+            It is not there, or too large to be anything but data; or it names by a path from this
+            folder what does not go along.
         """
         path = Path(given).expanduser()
-        texts = list(_texts(_content(path)))
-        beside = [found for text in texts if (found := _named_beside(text, path))]
+        named = list(texts_of(_content(path)))
+        beside = {text: found for _, text in named if (found := _named_beside(text, path))}
         name = _name(path)
-        if any(_name(found) != _beside(name, path, found) for found in beside):
+        if any(_name(found) != _beside(name, path, found) for found in beside.values()):
             name = _mirrored(path)  # what it names lies above this folder
         self._copy(path, name)
-        for found in beside:
+        for found in beside.values():
             self._copy(found, _beside(name, path, found))
-        for source in [path, *beside]:
-            for text in texts if source == path else _texts(_content(source)):
-                self._follow(text, source)
+        for key, text in named:
+            if text not in beside:
+                self._follow(key, text, path)
+        for found in dict.fromkeys(beside.values()):
+            for key, text in texts_of(_content(found)):
+                self._follow(key, text, found)
         return name
 
     def write(self, name: str, text: str) -> None:
@@ -113,20 +125,29 @@ class Shipment:
             shipped["py_modules"] = [str(self.folder / "code" / "cellray")]
         return shipped
 
-    def _follow(self, text: str, where: Path) -> None:
+    def _follow(self, key: str, text: str, where: Path) -> None:
         """Ship what a shipped file names, if it is a small file below the working folder."""
         path = Path(text).expanduser()
         try:
             there, is_file = path.exists(), path.is_file()
         except (OSError, ValueError):  # a text too long or odd to be a name
             return
-        if not there or str(text) in {".", ".."} or not re.search(r"[./]", text):
+        from_here = not path.is_absolute() and "://" not in text
+        named = there and (key in FILES | PLACES or re.search(r"[./]", text) is not None)
+        if not (named or (key in ATLASES and from_here)) or text in {".", ".."}:
             return
-        inside = not path.is_absolute() and ".." not in path.parts
-        if is_file and inside and path.suffix not in DATA and path.stat().st_size <= LARGEST:
+        if key in PLACES - READ and from_here:  # of the job's own folder, as it says
+            return
+        small = is_file and path.suffix not in DATA and path.stat().st_size <= LARGEST
+        if small and from_here and ".." not in path.parts and key not in PLACES:
             self._copy(path, _name(path))
-        else:
-            self.absent.append(f"{where} names {text}")
+        elif from_here and key in FILES | READ:
+            raise CellrayError(
+                f"{where} names {text} by a path from this folder, which is not the job's",
+                "give a full path that the cluster's nodes see, or an s3:// URL",
+            )
+        elif (line := f"{where} names {text}") not in self.absent:
+            self.absent.append(line)
 
     def _copy(self, path: Path, name: str) -> None:
         if not path.is_file():
@@ -194,12 +215,13 @@ def _content(path: Path) -> Any:  # noqa: ANN401 - YAML
         return None
 
 
-def _texts(content: Any) -> Iterator[str]:  # noqa: ANN401 - YAML
+def texts_of(content: Any, key: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - YAML
+    """Give all texts of nested settings, each with the last word of the key that it stands at."""
     if isinstance(content, str):
-        yield content
+        yield key, content
     elif isinstance(content, dict):
-        for value in content.values():
-            yield from _texts(value)
+        for name, value in content.items():
+            yield from texts_of(value, str(name).rpartition(".")[2])
     elif isinstance(content, list):
         for value in content:
-            yield from _texts(value)
+            yield from texts_of(value, key)

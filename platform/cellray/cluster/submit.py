@@ -12,8 +12,7 @@ from cellray.cluster.jobs import Jobs, Request
 from cellray.cluster.settings import STOP_SECONDS
 from cellray.cluster.ship import Shipment
 from cellray.cluster.users import this_user
-from cellray.core.versions import WANTED
-from cellray.track.runs import git_commit
+from cellray.core.versions import WANTED, git_commit
 
 NAME_LENGTH = 40
 

@@ -1,18 +1,15 @@
 """The words of a verb, made fit for a job: its files shipped, its places absolute."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cellray.atlas.storage import is_remote, normalise
-from cellray.cluster.ship import DATA, Shipment
+import yaml
 
-FILES = frozenset({"recipe", "suite", "gene_sets", "ontology", "orthologs", "genes", "file"})
-"""Parameters that name a small file; it goes with the job."""
-
-PLACES = frozenset({"sources", "atlas", "out", "storage", "reference"})
-"""Parameters that name data; it stays where it is."""
+from cellray.atlas.urls import is_remote, normalise
+from cellray.cluster.ship import DATA, FILES, PLACES, READ, Shipment
 
 CHANGES = "changes"
 """The parameter whose values are ``key=value`` changes of a recipe."""
@@ -28,12 +25,16 @@ class Words:
         For the job's command line.
     places
         Local folders and files that they name and that are not shipped.
+    read_from_here
+        Of these, what a verb reads and was given by a path from this folder: the parameter or the
+        key, and what was given.
     values
         What was given, by parameter.
     """
 
     words: list[str] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
+    read_from_here: list[tuple[str, str]] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
 
 
@@ -64,7 +65,10 @@ def fit_words(command: Any, context: Any, shipment: Shipment) -> Words:  # noqa:
             fitted.words.append(parameter.opts[0] if given else parameter.secondary_opts[0])
             continue
         for value in given if isinstance(given, list | tuple) else [given]:
-            word = _fit(parameter.name, str(value), shipment, fitted.places)
+            if parameter.name == CHANGES:
+                word = _fit_change(str(value), shipment, fitted)
+            else:
+                word = _fit(parameter.name, str(value), shipment, fitted)
             if option is None:
                 arguments.append(word)
             else:
@@ -76,36 +80,61 @@ def fit_words(command: Any, context: Any, shipment: Shipment) -> Words:  # noqa:
     return fitted
 
 
-def _fit(name: str, value: str, shipment: Shipment, places: list[str]) -> str:
+def _fit(name: str, value: str, shipment: Shipment, fitted: Words) -> str:
     """Give the word that stands for a value in a job."""
-    if name == CHANGES:
-        key, equals, text = value.partition("=")
-        return f"{key}={_ship(text, shipment)}" if equals else value
     if name in FILES:
         path = Path(value).expanduser()
         if path.is_dir() or path.suffix in DATA or is_remote(value):
-            return _place(value, places)
+            return _place(name, value, fitted)
         # A bare word that is no file names something that comes with cellray.
         bare = not path.suffix and path.name == value and not path.exists()
         return value if bare else shipment.add(value)
-    return _place(value, places) if name in PLACES else value
+    return _place(name, value, fitted) if name in PLACES else value
 
 
-def _ship(text: str, shipment: Shipment) -> str:
-    """Ship what a change's value names, if it names a file."""
-    path = Path(text).expanduser()
+def _fit_change(change: str, shipment: Shipment, fitted: Words) -> str:
+    """Give the word that stands for a ``key=value``, whose value may be whole sections."""
+    key, equals, text = change.partition("=")
     try:
-        found = path.is_file()
-    except (OSError, ValueError):
-        return text
-    return shipment.add(text) if found and path.suffix else text
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:  # the verb itself says what is wrong with it
+        return change
+    fit = _fit_named(key.rpartition(".")[2], value, shipment, fitted)
+    if not equals or fit == value:
+        return change
+    written = yaml.safe_dump(fit, default_flow_style=True, width=math.inf, sort_keys=False)
+    written = written.removesuffix("...\n").strip()  # YAML's end of a document that is one word
+    return f"{key}={written}"
 
 
-def _place(value: str, places: list[str]) -> str:
+def _fit_named(name: str, value: Any, shipment: Shipment, fitted: Words) -> Any:  # noqa: ANN401
+    """Fit what nested settings name, at any depth; see `cellray.cluster.ship.texts_of`."""
+    if isinstance(value, dict):
+        return {
+            key: _fit_named(str(key).rpartition(".")[2], one, shipment, fitted)
+            for key, one in value.items()
+        }
+    if isinstance(value, list):
+        return [_fit_named(name, one, shipment, fitted) for one in value]
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # a text too long or odd to be a name
+        return value
+    if name in PLACES or (name in FILES and is_file):
+        return _fit(name, value, shipment, fitted)
+    return shipment.add(value) if is_file and path.suffix else value
+
+
+def _place(name: str, value: str, fitted: Words) -> str:
     """Give the name by which another process finds a place."""
     found = normalise(value)
     if not is_remote(value):
-        places.append(found)
+        fitted.places.append(found)
+        if name in READ and not Path(value).expanduser().is_absolute():
+            fitted.read_from_here.append((name, value))
     # A slash at the end says that a folder of Parquet files is meant.
     return f"{found}/" if value.endswith("/") and not found.endswith("/") else found
 

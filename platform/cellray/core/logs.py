@@ -113,6 +113,11 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def resume_command(verb: str, run_id: str) -> str:
+    """Give the command that goes on with a run or a sweep: on the cluster, where it is a job."""
+    return f"cellray {'submit ' if submission_id() else ''}{verb} --resume {run_id}"
+
+
 def submission_id() -> str | None:
     """Give the id of the Ray job that this process is the driver of, if any."""
     given = os.environ.get("RAY_JOB_SUBMISSION_ID")

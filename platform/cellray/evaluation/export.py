@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cellray.atlas.columns import NAME, ROW, SOURCE
-from cellray.atlas.storage import is_remote
 from cellray.atlas.store import Atlas
+from cellray.atlas.urls import is_remote
 from cellray.core.errors import CellrayError
 from cellray.core.types import Span
 from cellray.track.models import Resolved
@@ -116,15 +116,6 @@ class Target:
                 _write_parquet(path, obs, z_ND[order], origin)
             else:
                 _write_h5ad(path, atlas, obs, {key: z_ND[order]}, origin)
-
-
-def check_key(key: str) -> None:
-    """Raise unless embeddings can have this name in ``obsm``."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", key):
-        raise CellrayError(
-            f"'{key}' cannot name embeddings in obsm",
-            "use letters, digits, '_', '-' and '.', not a '.' or '-' first",
-        )
 
 
 def refuse_taken(atlas: Atlas) -> None:

@@ -17,8 +17,9 @@ from obstore.exceptions import NotFoundError
 from obstore.store import ObjectStore
 
 from cellray.atlas.mishaps import full_disk
-from cellray.atlas.storage import is_remote, normalise, object_store, storage_errors
+from cellray.atlas.storage import object_store, storage_errors
 from cellray.atlas.store import Atlas
+from cellray.atlas.urls import is_remote, normalise
 from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
 from cellray.evaluation.embed import check_all_came, diverged, embedded_slabs

@@ -13,9 +13,15 @@ from cellray.evaluation.export import whole_file
 from cellray.evaluation.pages import template
 from cellray.tasks.names import METHODS, METRICS, readout_name
 from cellray.tasks.task import Report, bounds_of, plain_rows
-from cellray.track.promotion import lower_is_better
+from cellray.track.promotion import apart, lower_is_better
 
 MINUS = "\N{MINUS SIGN}"
+USUAL = {
+    "untrained": "untrained",
+    "pca_all": METHODS["pca_all"],
+    "pca": METHODS["pca"],
+}
+"""Baselines that a model should be better than, and what they are called behind "worse than"."""
 
 
 def report_files(report: Report) -> dict[str, str]:
@@ -28,7 +34,8 @@ def report_files(report: Report) -> dict[str, str]:
         ``intervals.csv``, ``NAME.csv`` for each further table, and ``figures/NAME.svg``.
     """
     document = report.document()
-    del document["folder"], document["run_id"]  # a file says where it is by being there
+    for where in ("folder", "run_id", "page"):  # a file says where it is by being there
+        del document[where]
     written = {
         "metrics.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         "table.csv": _seen_beside(report).to_csv(index=False),
@@ -84,6 +91,25 @@ def render(reports: Mapping[str, Report], gates: pd.DataFrame | None = None) -> 
         commands=list(dict.fromkeys(one.facts["command"] for one in reports.values())),
         version=cellray.__version__,
     )
+
+
+def verdicts(report: Report) -> tuple[str, ...]:
+    """Say of which of the usual baselines the model is worse than, by its first score."""
+    readout, metric = report.scores.iloc[0][["readout", "metric"]]
+    metrics = report.metrics
+    own = metrics.get(f"model/{readout}/{metric}")
+    found: list[str] = []
+    if own is None:
+        return ()
+    for method, words in USUAL.items():
+        other = metrics.get(f"{method}/{readout}/{metric}")
+        if other is not None and (own > other if lower_is_better(metric) else own < other):
+            texts = apart(own, other)
+            found.append(
+                f"worse than {words}: {METRICS.get(metric, metric)} "
+                f"({readout_name(readout)}) is {texts[0]}, and {texts[1]} there"
+            )
+    return tuple(found)
 
 
 def _part(title: str, report: Report) -> dict[str, Any]:

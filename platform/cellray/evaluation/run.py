@@ -18,13 +18,15 @@ from cellray.evaluation.facts import facts_of, reader_notes
 from cellray.evaluation.gather import Scored, Source, gather
 from cellray.evaluation.held_out import split_how
 from cellray.evaluation.leak import Seen, seen_cells
-from cellray.evaluation.report import render, report_files, write_files
+from cellray.evaluation.report import render, report_files, verdicts, write_files
 from cellray.evaluation.suite import Suite
 from cellray.feed.session import ray_session
 from cellray.tasks.table import find_task
 from cellray.tasks.task import Embeddings, Report, Spec
 from cellray.track.models import Resolved, log_evaluation
+from cellray.track.runs import artifact_page
 
+PAGE = "report.html"
 COMPARED = "against_champion"
 """A task's table of differences from the champion."""
 
@@ -167,6 +169,7 @@ def evaluate_suite(
             report,
             protocol=f"{report.protocol}{split_how(find_task(task), spec, asked.why)}",
             common=(*notes, *one.named.notes),
+            verdicts=verdicts(report),
             facts=facts_of(resolved, champion, opened, task, params[name], one.named.share, known),
             tables=_with_seen(report.tables, known),
             folder=folder if len(entries) == 1 else folder / name,
@@ -179,11 +182,11 @@ def evaluate_suite(
         find_task(task).title + ("" if name == task else f" ({name})"): reports[name]
         for name, (task, _) in entries.items()
     }
-    write_files({"report.html": render(titles, gates)}, folder)
+    write_files({PAGE: render(titles, gates)}, folder)
     for name, report in reports.items():
         own = None if gates is None else gates[gates["metric"].str.startswith(f"{name}/")]
         run_id = _log(resolved, opened, report, own, tags)
-        reports[name] = replace(report, run_id=run_id)
+        reports[name] = replace(report, run_id=run_id, page=artifact_page(run_id, PAGE))
     return Evaluation(reports, gates, folder)
 
 
@@ -264,7 +267,7 @@ def _log(
     write_files(texts, report.folder)
     with tempfile.TemporaryDirectory(prefix="cellray-") as scratch:
         # Not the folder itself: it may hold files of the user's.
-        page = {"report.html": render({find_task(report.task).title: report})}
+        page = {PAGE: render({find_task(report.task).title: report})}
         write_files(texts | page, Path(scratch))
         return log_evaluation(
             resolved,

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import psutil
 import yaml
 
-from cellray.atlas.storage import normalise
+from cellray.atlas.urls import normalise
 from cellray.cluster.address import Address, ClusterError, find_address
 from cellray.cluster.settings import MLFLOW, refuse_password, tracking
 from cellray.core.errors import CellrayError
 from cellray.core.secrets import scrub
 from cellray.evaluation.facts import FILES
 from cellray.evaluation.suite import Suite
-from cellray.track.store import tracking_uri
+from cellray.track.uri import tracking_uri
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails

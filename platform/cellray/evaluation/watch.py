@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import pandas as pd
 
-from cellray.atlas.storage import normalise
 from cellray.atlas.store import Atlas
+from cellray.atlas.urls import normalise
 from cellray.cluster.address import ClusterError, find_address
 from cellray.core.errors import CellrayError
 from cellray.evaluation.asked import MAX_CELLS

@@ -3,19 +3,18 @@
 Shape suffixes: N cells, D embedding.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from anndata import AnnData
 
 from cellray.atlas.enlarged import check_copy, enlarged, size_of
 from cellray.atlas.staging import check_place
-from cellray.atlas.storage import is_remote, normalise
 from cellray.atlas.store import Atlas
-from cellray.core.errors import CellrayError, suggest
+from cellray.atlas.urls import is_remote, normalise
+from cellray.core.errors import CellrayError
 from cellray.core.types import Progress
 from cellray.evaluation.embed import (
     check_all_came,
@@ -23,16 +22,14 @@ from cellray.evaluation.embed import (
     embed_atlas,
     embedded_slabs,
 )
-from cellray.evaluation.export import KEY, Target, check_key
+from cellray.evaluation.export import KEY, Target
+from cellray.evaluation.kinds import Kind, check_key, kind_of
 from cellray.evaluation.memory import embed_anndata
 from cellray.evaluation.parquet import ParquetFolder
 from cellray.feed.batches import flat
 from cellray.feed.session import ray_session
 from cellray.learn.embed import gene_columns, matched_share
 from cellray.track.models import Resolved, resolve
-
-Kind = Literal["parquet", "h5ad", "atlas"]
-KINDS: Mapping[str, Kind] = {".parquet": "parquet", ".h5ad": "h5ad", ".zarr": "atlas"}
 
 
 @dataclass(frozen=True)
@@ -278,20 +275,11 @@ def _target(
     out: str, key: str, kind: Kind | None, *, overwrite: bool
 ) -> Target | ParquetFolder | NewAtlas:
     """Choose by the suffix what is written."""
-    folder = out.endswith("/")
-    suffix = Path(out).suffix
-    kind = kind or (KINDS.get(suffix) if suffix else "parquet" if folder else None)
-    if kind is None:
-        raise CellrayError(
-            f"cannot tell what to write to {out}",
-            "end it in .parquet, .h5ad or .zarr, or in / for a folder of Parquet files; or give "
-            "--kind",
-        )
-    if kind not in KINDS.values():
-        raise CellrayError(f"unknown kind '{kind}'", suggest(kind, KINDS.values()))
+    kind = kind_of(out, kind)
     if kind == "atlas":
         return NewAtlas.of(out, key, overwrite=overwrite)
-    many = is_remote(out) or folder or suffix != ".parquet" or Path(out).expanduser().is_dir()
+    folder = out.endswith("/") or Path(out).expanduser().is_dir()
+    many = is_remote(out) or folder or Path(out).suffix != ".parquet"
     if kind == "parquet" and many:
         return ParquetFolder.of(out, overwrite=overwrite)
     return Target.of(out)

@@ -9,8 +9,9 @@ from cellray.atlas.columns import NAME, ROW, SOURCE
 from cellray.atlas.intake import Intake, of_new
 from cellray.atlas.manifest import Manifest
 from cellray.atlas.staging import check_place
-from cellray.atlas.storage import check_writable, is_remote
+from cellray.atlas.storage import check_writable
 from cellray.atlas.store import Atlas
+from cellray.atlas.urls import is_remote
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.genesets import read_gene_sets
 from cellray.core.recipe import Recipe

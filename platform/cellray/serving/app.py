@@ -28,7 +28,7 @@ from cellray.serving import gauges
 from cellray.serving.bodies import ARROW, JSON, RequestError, parse, taken, to_arrow
 from cellray.serving.model import Served
 from cellray.track.catalogue import version_of
-from cellray.track.store import tracking_uri
+from cellray.track.uri import tracking_uri
 
 TOKEN = "CELLRAY_SERVE_TOKEN"
 TOKEN_LENGTH = 16

@@ -182,8 +182,12 @@ class Report:
     common
         What holds for all tasks on these cells, and where the numbers come from (`facts`): filled
         in by `cellray.evaluation.run`.
+    verdicts
+        A line for each usual baseline that the model is worse than; filled in as `common`.
     folder, run_id
         Where the report was written, and the MLflow run that holds it; None before that.
+    page
+        Its page in MLflow, where that is a server.
     """
 
     task: str
@@ -195,8 +199,10 @@ class Report:
     notes: tuple[str, ...] = ()
     common: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    verdicts: tuple[str, ...] = ()
     folder: Path | None = None
     run_id: str | None = None
+    page: str | None = None
 
     @property
     def table(self) -> pd.DataFrame:
@@ -242,9 +248,11 @@ class Report:
             "scores": plain_rows(self.scores),
             "tables": {name: plain_rows(table) for name, table in self.tables.items()},
             "notes": [*self.common, *self.notes],
+            "verdicts": [*self.verdicts],
             "facts": dict(self.facts),
             "folder": self.folder,
             "run_id": self.run_id,
+            "page": self.page,
         }
 
 

@@ -28,7 +28,8 @@ from cellray.track.folder import load_model, read_facts
 from cellray.track.pyfunc import check_flavour
 from cellray.track.register import check_name, register
 from cellray.track.runs import run
-from cellray.track.store import client, store_errors, tracking_uri
+from cellray.track.store import client, store_errors
+from cellray.track.uri import tracking_uri
 
 __all__ = ["Resolved", "champion_of", "check_name", "log_evaluation", "register", "resolve"]
 

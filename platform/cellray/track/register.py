@@ -19,12 +19,13 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 import cellray
 from cellray.core.errors import CellrayError
 from cellray.core.secrets import scrub
+from cellray.core.versions import git_commit
 from cellray.learn.learner import Learner
 from cellray.track.cards import PICTURE, note_run, searched, tag_run, write_cards, write_model_card
 from cellray.track.curve import curve_png
 from cellray.track.pyfunc import save_flavour
-from cellray.track.runs import git_commit
-from cellray.track.store import client, store_errors, tracking_uri
+from cellray.track.store import client, store_errors
+from cellray.track.uri import tracking_uri
 
 logger = logging.getLogger(__name__)
 

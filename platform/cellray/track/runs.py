@@ -2,14 +2,13 @@
 
 import getpass
 import json
-import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
@@ -17,7 +16,9 @@ from mlflow.exceptions import MlflowException
 import cellray
 from cellray.core.errors import CellrayError
 from cellray.core.logs import submission_id
+from cellray.core.versions import git_commit
 from cellray.track.store import client, experiment_id, store_errors
+from cellray.track.uri import run_page, tracking_uri
 
 PARAMS_PER_CALL = 100  # MLflow's limits
 METRICS_PER_CALL = 1000
@@ -82,6 +83,15 @@ def log_files(run_id: str, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
         client().log_artifacts(run_id, folder)
+
+
+def artifact_page(run_id: str, name: str) -> str | None:
+    """Give the page of an artifact in MLflow; None where the store is no server, or is away."""
+    uri = tracking_uri()
+    with suppress(CellrayError, MlflowException):
+        page = run_page(uri, client(uri).get_run(run_id).info.experiment_id, run_id)
+        return None if page is None else f"{page}/artifacts/{quote(name)}"
+    return None
 
 
 @store_errors()
@@ -154,29 +164,6 @@ def run_tags() -> dict[str, str]:
         JOB: submission_id(),
     }
     return {name: value for name, value in tags.items() if value}
-
-
-def git_commit() -> str | None:
-    """Give the commit of the working tree that cellray is imported from.
-
-    A change that is not committed shows as ``-dirty`` at the end. Where the package is no part of
-    a working tree, ``CELLRAY_GIT_COMMIT`` says it; without that it is None.
-    """
-    folder = Path(cellray.__file__).parent
-    # A virtual environment inside another project's tree must not report that project's commit.
-    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is not None:
-        return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    return os.environ.get("CELLRAY_GIT_COMMIT") or None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", folder, *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _user() -> str | None:

@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cellray.core.errors import CellrayError
 from cellray.core.secrets import HIDDEN, first_line, scrub
+from cellray.track.uri import sqlite_file, tracking_uri
 
 TIMEOUT = 5  # seconds; MLflow's own retries take minutes to give up
 QUIET = {
@@ -34,15 +35,6 @@ QUIET = {
 }
 MEND = "check the server and MLFLOW_TRACKING_URI, or unset it to use a file in this folder"
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-
-def tracking_uri() -> str:
-    """Give the tracking store's URI; an SQLite path is made absolute, so that it may travel."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if not given:
-        return f"sqlite:///{Path.cwd() / '.cellray' / 'mlflow.db'}"
-    file = sqlite_file(given)
-    return f"sqlite:///{file}" if file else given
 
 
 def is_made() -> bool:
@@ -223,14 +215,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Give the file of an SQLite URI, absolute; None for any other store."""
-    if not uri.startswith("sqlite:"):
-        return None
-    name = uri.removeprefix("sqlite://").removeprefix("/").partition("?")[0]
-    return Path(name).absolute() if name not in {"", ":memory:"} else None
 
 
 def _artifacts() -> str | None:

@@ -22,7 +22,7 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 from cellray.core.errors import CellrayError
 from cellray.track.outbox import Outbox
-from cellray.track.store import tracking_uri
+from cellray.track.uri import tracking_uri
 
 SWITCH = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 INTERVAL = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"

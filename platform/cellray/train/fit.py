@@ -22,7 +22,7 @@ from cellray.core.sections import MODES
 from cellray.core.types import Progress
 from cellray.track import runs
 from cellray.track.outbox import Outbox
-from cellray.track.store import tracking_uri
+from cellray.track.uri import tracking_uri
 from cellray.train.checkpoint import Stored
 from cellray.train.launch import Launch
 from cellray.train.ledger import Ledger
@@ -177,13 +177,13 @@ def failed(run_id: str, failure: Mapping[str, Any]) -> CellrayError:
     with suppress(CellrayError):  # MLflow may be away; the line below says most of it
         runs.log_document(run_id, "failure.json", failure)
     cells = failure["cells"]
+    on = logs.resume_command("pretrain", run_id)
     shown = ", ".join(map(str, cells[:5])) + (", …" if len(cells) > len(cells[:5]) else "")
     return CellrayError(
         f"{failure['what']} at step {failure['step']} (epoch {failure['epoch']}, {len(cells)} "
         f"cells: {shown}); failure.json of run {run_id} lists them, and its last checkpoint holds "
         "the weights before that step",
-        f"go on with 'cellray pretrain --resume {run_id} --set optim.lr=RATE' at a lower rate, or "
-        "look at these cells",
+        f"go on with '{on} --set optim.lr=RATE' at a lower rate, or look at these cells",
     )
 
 

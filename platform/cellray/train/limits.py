@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from cellray.atlas.storage import is_remote
 from cellray.atlas.store import Atlas
+from cellray.atlas.urls import is_remote
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.train.budget import Budget, budget

@@ -18,8 +18,8 @@ from cellray.core.types import Progress
 from cellray.feed.session import ray_session
 from cellray.track import models, runs
 from cellray.track.outbox import Outbox, last_step
-from cellray.track.store import tracking_uri
 from cellray.track.system import system_metrics
+from cellray.track.uri import tracking_uri
 from cellray.train.checkpoint import (
     Stored,
     prune,
@@ -198,7 +198,7 @@ def train(
         with suppress(CellrayError):  # what ended the run says more
             outbox.close(LAST_SECONDS)
         if follow is None:
-            logger.warning("to go on with this run: cellray pretrain --resume %s", run_id)
+            logger.warning("to go on with this run: %s", logs.resume_command("pretrain", run_id))
         raise
     return trained
 

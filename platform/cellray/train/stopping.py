@@ -15,6 +15,7 @@ import torch.distributed as dist
 from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
+from cellray.core.logs import submission_id
 from cellray.core.ranks import world_size
 from cellray.train.ticker import Ticker
 
@@ -147,7 +148,8 @@ class StoppingTrainer(TorchTrainer):
                 abort(number, frame)
                 return
             self.stopped = True
-            logger.warning("stopping in a checkpoint; Ctrl-C again ends at once")
+            again = "" if submission_id() else "; Ctrl-C again ends at once"
+            logger.warning("stopping in a checkpoint%s", again)
             self._timer = threading.Timer(GRACE_SECONDS, os.kill, [os.getpid(), signal.SIGINT])
             self._timer.daemon = True
             self._timer.start()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 
-from cellray.atlas.storage import is_remote, normalise
+from cellray.atlas.urls import is_remote, normalise
 
 ATTEMPTS = 20
 """Tries of a request, the pauses between them growing to 20 s: an outage of minutes is waited out.

@@ -9,15 +9,17 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
-from cellray.atlas.storage import check_writable, is_remote
+from cellray.atlas.storage import check_writable
 from cellray.atlas.store import Atlas
+from cellray.atlas.urls import is_remote
 from cellray.core.errors import CellrayError
+from cellray.core.logs import resume_command
 from cellray.core.types import Progress
 from cellray.evaluation.export import check_folder
 from cellray.feed.session import ray_session
 from cellray.track import models, runs
 from cellray.track.outbox import Outbox
-from cellray.track.store import tracking_uri
+from cellray.track.uri import tracking_uri
 from cellray.train.budget import Budget
 from cellray.train.launch import DRIVER, driver
 from cellray.train.limits import checked_budget
@@ -274,7 +276,7 @@ def _search(
     except BaseException:
         with suppress(CellrayError):  # what has ended the sweep says more
             close_trials(run_id)
-        say(f"to go on with this sweep: cellray sweep --resume {run_id}")
+        say(f"to go on with this sweep: {resume_command('sweep', run_id)}")
         raise
     close_trials(run_id)
     best = best_trial(wanted, study)

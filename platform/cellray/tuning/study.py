@@ -10,7 +10,7 @@ from typing import Self
 
 from pyarrow.fs import copy_files
 
-from cellray.atlas.storage import is_remote
+from cellray.atlas.urls import is_remote
 from cellray.core.errors import CellrayError
 from cellray.core.secrets import first_line
 from cellray.train.storage import file_system

@@ -11,7 +11,7 @@ from ray import tune
 
 from cellray.core.errors import CellrayError
 from cellray.core.secrets import scrub
-from cellray.track.store import tracking_uri
+from cellray.track.uri import tracking_uri
 from cellray.train.fit import wants_gpu
 from cellray.tuning.groups import GroupKeeper
 from cellray.tuning.search import StudyScheduler, StudySearch

@@ -1,20 +1,17 @@
 """Where jobs go, what they are told, and what is said of what answers there."""
 
 import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from types import MappingProxyType
 
 import pytest
 import ray
+from tests.unit.cluster.answering import answering
 
 import cellray
 from cellray.cli import main, user_error
 from cellray.cluster import follow, settings
 from cellray.cluster.address import ClusterError, find_address
-from cellray.cluster.follow import resumption
-from cellray.cluster.jobs import Jobs, last_line
+from cellray.cluster.jobs import Jobs
+from cellray.cluster.refusals import last_line
 from cellray.cluster.submit import job_id
 from cellray.core.errors import CellrayError
 
@@ -67,6 +64,26 @@ def test_a_local_cluster_lets_one_in_and_names_its_mlflow(local):
         assert find_address(other).headers == {}
 
 
+def test_a_token_that_the_environment_gives_comes_before_the_local_clusters_own(
+    local, alone, monkeypatch, capfd
+):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    assert find_address().headers == {"Authorization": "Bearer mine"}
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(alone / "other"))
+    with pytest.raises(CellrayError, match=r"RAY_AUTH_TOKEN_PATH names .*other, which cannot be"):
+        find_address()
+    assert find_address("other:8265").token is None
+    (alone / "other").write_text("theirs\n")
+    assert find_address("localhost:8265").headers == {"Authorization": "Bearer theirs"}
+    assert find_address("other:8265").headers == {}  # Ray's client takes it from there itself
+    with answering(403, "Forbidden") as url:
+        state = json.loads((local / "state.json").read_text()) | {"dashboard": url}
+        (local / "state.json").write_text(json.dumps(state))
+        assert main(["jobs", "list"]) == 2
+    assert "refuses the token of RAY_AUTH_TOKEN_PATH; unset it" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("given", ["http://", "ftp://x", "http://x:port", "http://x:99999"])
 def test_what_is_no_address_is_refused(given):
     with pytest.raises(CellrayError, match="no address of a Ray dashboard"):
@@ -82,36 +99,6 @@ def test_no_password_stands_in_an_address():
 def test_without_a_cluster_it_is_said_what_to_give(capfd):
     assert main(["jobs", "list"]) == 2
     assert "give --address http://HOST:8265" in capfd.readouterr().err
-
-
-@contextmanager
-def answering(status, body, then=None, by_path=MappingProxyType({})):
-    """A server that gives one answer to everything, or another after the first, or to a path."""
-    answers = iter([(status, body)] if then else [])
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            usual = next(answers, then or (status, body))
-            code, text = (200, by_path[self.path]) if self.path in by_path else usual
-            self.send_response(code)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def do_POST(self):
-            self.do_GET()
-
-        def log_message(self, *_):
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.mark.parametrize(
@@ -210,7 +197,14 @@ def test_no_password_stands_in_what_the_cluster_shows(given, capfd):
 
 
 @pytest.mark.parametrize(
-    "name", ["AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD", "my_secret"]
+    "name",
+    [
+        *("AWS_ACCESS_KEY_ID", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD", "my_secret"),
+        *("PGPASSWORD", "MYSQL_PWD", "APIKEY", "OPENAI_APIKEY", "GITHUB_PAT", "AUTHTOKEN"),
+        *("OPENAI_API_KEY", "openaiApiKey", "API_KEYS", "GITHUBTOKEN", "PGPASS", "SSHPASS"),
+        *("DB_PASS", "PASSWD", "GPG_PASSPHRASE", "CLIENTSECRET", "APP_SECRETS", "API_KEY2"),
+        *("TS_AUTHKEY", "ACCOUNTKEY", "SSH_PRIVATEKEY", "ACCESS_JWT", "GOOGLE_CREDENTIALS"),
+    ],
 )
 def test_names_of_secrets_are_refused(name):
     with pytest.raises(CellrayError, match="in the environment of the cluster's nodes"):
@@ -219,6 +213,16 @@ def test_names_of_secrets_are_refused(name):
 
 def test_other_variables_are_passed_on():
     given = ["TOKENIZERS_PARALLELISM=false", "AWS_ENDPOINT_URL=http://s3:9000", "A=b=c", "E="]
+    given += [
+        f"{name}=1"
+        for name in (
+            *("PATH", "PWD", "OLDPWD", "PYTHONPATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
+            *("KEYBOARD", "MONKEY", "TURKEY", "COMPAT", "PATTERN", "PATIENCE", "SPATIAL", "PATCH"),
+            *("BYPASS", "COMPASS", "PASSES", "MAX_TOKENS", "SECRETARY", "SSH_AUTH_SOCK"),
+            *("CELLRAY_LOG", "CELLRAY_GIT_COMMIT", "CELLRAY_WANTED_VERSION", "RAY_AUTH_MODE"),
+            *("AWS_PROFILE", "AWS_REGION", "HF_HOME", "NCCL_DEBUG", "LC_ALL", "KEYS_SEEN"),
+        )
+    ]
     assert settings.environment(given) == dict(word.split("=", 1) for word in given)
 
 
@@ -284,24 +288,6 @@ def test_ids_are_readable_and_unique():
     for one in made:
         assert one.startswith("evaluate-pbmc-champion-x-20")
     assert job_id("inspect", "").count("-") == 3
-
-
-@pytest.mark.parametrize(
-    ("verb", "on"),
-    [
-        ("pretrain", "cellray submit pretrain --resume 4f1c9e2a"),
-        ("sweep", "cellray submit sweep --resume 77ab"),
-        (None, "cellray submit sweep --resume 77ab"),
-        ("pipeline", None),
-        ("evaluate", None),
-    ],
-)
-def test_the_command_that_goes_on_with_a_job_is_of_its_verb_and_goes_to_the_cluster(verb, on):
-    """A sweep's trials may say how they go on by themselves."""
-    log = "x\nto go on with this run: cellray pretrain --resume 4f1c9e2a\n"
-    log += "to go on with this sweep: cellray sweep --resume 77ab\nterminated\n"
-    assert resumption(log, verb) == on
-    assert resumption("nothing", verb) is None
 
 
 def test_an_image_of_another_version_refuses_what_was_checked_by_this_one(monkeypatch, capfd):

@@ -16,6 +16,7 @@ from cellray.cluster.ship import Shipment, newest_wheel
 from cellray.cluster.words import fit_words, title
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
+from cellray.core.settings import change_of
 from cellray.evaluation.suite import Suite
 from cellray.pipeline.settings import Pipeline
 from cellray.submitting import VERBS, parse
@@ -130,6 +131,30 @@ def test_a_changed_key_may_name_a_file(work, shipment):
     assert fitted.places == []
 
 
+def test_a_changed_section_may_name_files(work, shipment, tmp_path):
+    (tmp_path / "genes of ours.gmt").write_text("set\tabout\ta\tb\n")
+    kept = "optim={lr: 1e-3, schedule: step}"
+    views = f"views=[{{name: programme_mask, gene_sets: '{tmp_path}/genes of ours.gmt'}}]"
+    fitted = fit(shipment, "pretrain", "--set", views, "--set", kept)
+    file = f"elsewhere{tmp_path}/genes of ours.gmt"
+    assert shipped(shipment) == {file}
+    key, value = change_of(fitted.words[0].removeprefix("--set="))
+    assert (key, value) == ("views", [{"name": "programme_mask", "gene_sets": file}])
+    assert fitted.words[1] == f"--set={kept}"
+
+
+def test_an_atlas_of_a_changed_key_is_named_as_other_atlases(work, shipment):
+    fitted = fit(
+        shipment,
+        *("pretrain", "--set", "probe.atlas=atlas.zarr"),
+        *("--set", "probe={label: x, atlas: s3://b/a}"),
+    )
+    assert fitted.words[0] == f"--set=probe.atlas={work}/atlas.zarr"
+    assert fitted.words[1] == "--set=probe={label: x, atlas: s3://b/a}"
+    assert fitted.places == [f"{work}/atlas.zarr"]
+    assert fitted.read_from_here == [("atlas", "atlas.zarr")]
+
+
 @pytest.mark.parametrize("out", ["s3://b/embedded/", "embedded/", "s3://b/embedded.zarr"])
 def test_a_folder_of_parquet_stays_one(work, shipment, out):
     fitted = fit(shipment, "embed", "models:/m@champion", "--atlas=s3://b/a", f"--out={out}")
@@ -138,11 +163,51 @@ def test_a_folder_of_parquet_stays_one(work, shipment, out):
 
 
 def test_what_a_suite_names_and_is_data_stays_and_is_said(work, shipment):
-    (work / "suite.yaml").write_text("tasks:\n  mapping: {reference: ./atlas.zarr}\n")
+    entry = f"{{reference: {work}/atlas.zarr}}"
+    (work / "suite.yaml").write_text(f"tasks:\n  mapping: {entry}\n  annotation: {entry}\n")
     words = ["models:/x/1", "--atlas", "s3://b/a", "--suite", "suite.yaml"]
     fit(shipment, "evaluate", *words)
-    assert shipment.absent == ["suite.yaml names ./atlas.zarr"]
+    assert shipment.absent == [f"suite.yaml names {work}/atlas.zarr"]
     assert shipped(shipment) == {"suite.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ("probe: {label: x, atlas: atlas.zarr}", "atlas.zarr"),
+        ("probe: {label: x, atlas: nosuch}", "nosuch"),
+        ("views: [{name: programme_mask, gene_sets: ../above}]", "../above"),
+    ],
+)
+def test_what_a_recipe_names_from_here_and_stays_is_refused(work, shipment, settings, named):
+    (work.parent / "above").write_text("set\tabout\ta\tb\n")
+    (work / "recipe.yaml").write_text(settings)
+    with pytest.raises(CellrayError, match=f"recipe.yaml names {named} by a path from this folder"):
+        shipment.add("recipe.yaml")
+
+
+def test_a_file_of_a_place_that_names_files_needs_no_suffix(work, shipment):
+    (work / "sets").write_text("set\tabout\ta\tb\n")
+    (work / "masked").write_text("a word of the recipe")
+    (work / "recipe.yaml").write_text(
+        "objective: {name: masked}\nviews: [{name: programme_mask, gene_sets: sets}]\n"
+    )
+    shipment.add("recipe.yaml")
+    assert shipped(shipment) == {"recipe.yaml", "sets"}
+    fitted = fit(shipment, "pretrain", "--set", f"views.0.gene_sets={work}/sets")
+    assert fitted.words == ["--set=views.0.gene_sets=sets"]
+
+
+def test_a_pipelines_recipe_is_shipped_and_not_said_to_stay(work, shipment, monkeypatch):
+    """It is found from the pipeline's folder, which may be this one."""
+    (work / "configs" / "pipeline").mkdir()
+    (work / "configs" / "pipeline" / "plates.yaml").write_text(
+        "name: plates\npretrain: {recipe: ../recipe.yaml}\n"
+    )
+    monkeypatch.chdir(work / "configs" / "pipeline")
+    name = shipment.add("plates.yaml")
+    assert shipped(shipment) == {name, f"elsewhere{work}/configs/recipe.yaml"}
+    assert shipment.absent == []
 
 
 def test_a_suite_that_comes_with_cellray_is_no_file(work, shipment):
@@ -252,6 +317,38 @@ def test_a_pipelines_places_are_not_those_of_this_folder(work, monkeypatch, capf
         (["pretrain", "--env", "X"], "--env X is no KEY=VALUE"),
         (["pretrain", "--resources", "memory=4x"], "give it as 4GiB"),
         (["pretrain", "--recipe", "nosuch.yaml"], "no file nosuch.yaml"),
+        (["pretrain", "--name", "x"], "--atlas is missing; give --atlas, or go on with --resume"),
+        (["pretrain", "--atlas", "s3://b/a"], "--name is missing; give --name"),
+        (["pretrain", "--resume", "4f1c", "--name", "x"], "--name beside --resume"),
+        (
+            ["pretrain", "--strategy", "fsdp", "--set", "train.compression=powersgd"],
+            "is only of train.strategy=ddp",
+        ),
+        (["pretrain", "--atlas", "nosuch.zarr", "--name", "x"], "nosuch.zarr"),
+        (["pretrain", "--atlas", "atlas.zarr", "--name", "x"], "/atlas.zarr"),
+        (
+            [
+                "pretrain",
+                "--atlas=s3://b/a",
+                "--name=x",
+                "--set=probe={label: x, atlas: nosuch.zarr}",
+            ],
+            "nosuch.zarr",
+        ),
+        (["sweep", "--atlas", "s3://b/a", "--name", "x"], "--recipe is missing"),
+        (["sweep", "--resume", "4f1c", "--label", "x"], "--label beside --resume"),
+        (["inspect", "nosuch.zarr"], "nosuch.zarr"),
+        (["ingest", "cell.h5ad", "--out", "s3://b/a"], "no file cell.h5ad; did you mean"),
+        (["embed", "models:/x/1", "--atlas", "s3://b/a", "--out", "z.csv"], "cannot tell what"),
+        (
+            ["embed", "models:/x/1", "--atlas=s3://b/a", "--out=z.h5ad", "--key", "-"],
+            "cannot name embeddings in obsm",
+        ),
+        (["evaluate", "models:/x/1", "--atlas", "s3://b/a", "--gate"], "--gate needs gates"),
+        (
+            ["evaluate", "models:/x/1", "--atlas=s3://b/a", "--suite=standard", "--task=mapping"],
+            "--task and --suite are both given",
+        ),
     ],
 )
 def test_slips_are_refused_before_anything_is_sent(words, said, work, monkeypatch, capfd):

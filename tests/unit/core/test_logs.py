@@ -41,6 +41,14 @@ def run(code, **env):
     )
 
 
+def test_a_job_goes_on_where_it_ran(monkeypatch):
+    for name in ("RAY_JOB_SUBMISSION_ID", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    assert logs.resume_command("sweep", "7a") == "cellray sweep --resume 7a"
+    monkeypatch.setenv("RAY_JOB_SUBMISSION_ID", "raysubmit_1")
+    assert logs.resume_command("pretrain", "7a") == "cellray submit pretrain --resume 7a"
+
+
 def test_lines_are_json_objects_with_what_is_known():
     done = run(LINES, CELLRAY_LOG="json", RAY_JOB_SUBMISSION_ID="raysubmit_1")
     assert done.returncode == 0, done.stderr

@@ -1,3 +1,5 @@
+from urllib.error import URLError
+
 import pytest
 
 from cellray.core.secrets import first_line, scrub
@@ -26,6 +28,25 @@ def test_scrub_hides_credentials_and_nothing_else(text, shown):
         (OSError(), "OSError"),
         (ValueError("\nsecond"), "second"),
         (RuntimeError("one\ntwo"), "one"),
+        (URLError(ConnectionRefusedError(111, "Connection refused")), "Connection refused"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (
+            RuntimeError(
+                "API request to http://h:5/a failed with exception HTTPConnectionPool(host='h', "
+                "port=5): Max retries exceeded with url: /a (Caused by NewConnectionError("
+                "\"HTTPConnection(host='h', port=5): Failed to establish a new connection: "
+                '[Errno 111] Connection refused"))'
+            ),
+            "API request to http://h:5/a failed with exception cannot connect to h:5: Connection "
+            "refused",
+        ),
+        (
+            RuntimeError(
+                "aiohttp.client_exceptions.ClientConnectorError: Cannot connect to host h:8265 "
+                "ssl:default [Connect call failed ('127.0.0.1', 8265)]"
+            ),
+            "cannot connect to h:8265",
+        ),
         (RuntimeError("x" * 190 + " http://bob:s3cret@host/"), "x" * 190 + " http://**"),
     ],
 )

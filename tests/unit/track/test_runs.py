@@ -4,6 +4,7 @@ import subprocess
 import pytest
 
 import cellray
+from cellray.core.versions import git_commit
 from cellray.track import runs
 from cellray.track.store import client
 
@@ -91,22 +92,22 @@ def test_commit_of_the_working_tree(package, monkeypatch):
     git(package, "commit", "-qm", "first")
     monkeypatch.setenv("CELLRAY_GIT_COMMIT", "another")
     head = git(package, "rev-parse", "HEAD")
-    assert runs.git_commit() == head
+    assert git_commit() == head
     (package / "__init__.py").write_text("changed = 1")
-    assert runs.git_commit() == f"{head}-dirty"
+    assert git_commit() == f"{head}-dirty"
 
 
 def test_commit_without_a_working_tree(package, monkeypatch):
-    assert runs.git_commit() is None
+    assert git_commit() is None
     monkeypatch.setenv("CELLRAY_GIT_COMMIT", "abc")
-    assert runs.git_commit() == "abc"
+    assert git_commit() == "abc"
     assert runs.run_tags()["git_commit"] == "abc"
 
 
 def test_commit_is_not_that_of_a_project_around_the_environment(package):
     git(package.parent, "init", "-q")
     git(package.parent, "commit", "-qm", "theirs", "--allow-empty")
-    assert runs.git_commit() is None
+    assert git_commit() is None
 
 
 def test_submission_id_of_a_ray_job(monkeypatch):

@@ -12,7 +12,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from cellray.core.errors import CellrayError
-from cellray.track.store import client, experiment_id, store_errors, tracking_uri
+from cellray.track.store import client, experiment_id, store_errors
+from cellray.track.uri import run_page, tracking_uri
 
 
 @pytest.fixture
@@ -226,3 +227,9 @@ def test_processes_that_start_at_once_share_one_quiet_store(tmp_path):
     assert [err for _, err in ended] == [""] * 2
     assert len({out for out, _ in ended}) == 1
     assert {path.name for path in (tmp_path / ".cellray").iterdir()} == {"mlflow.db", "mlflow.lock"}
+
+
+def test_a_run_has_a_page_where_the_store_is_a_server():
+    page = run_page("https://ann:pw@mlflow:5000/x/", "3", "4f1c")
+    assert page == "https://mlflow:5000/x/#/experiments/3/runs/4f1c"
+    assert run_page("sqlite:///mlflow.db", "3", "4f1c") is None

@@ -1,0 +1,36 @@
+"""A small server that stands in for a cluster's dashboard."""
+
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import MappingProxyType
+
+
+@contextmanager
+def answering(status, body, then=None, by_path=MappingProxyType({})):
+    """A server that gives one answer to everything, or another after the first, or to a path."""
+    answers = iter([(status, body)] if then else [])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            usual = next(answers, then or (status, body))
+            code, text = (200, by_path[self.path]) if self.path in by_path else usual
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def do_POST(self):
+            self.do_GET()
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
