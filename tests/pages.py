@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
@@ -72,7 +73,7 @@ def verb_of(words):
     return None
 
 
-def run_page(page, test, folder):
+def run_page(page, test, folder, env=MappingProxyType({})):
     """Run the blocks of a page that a test runs, in order.
 
     Parameters
@@ -83,6 +84,8 @@ def run_page(page, test, folder):
         The test's file from the root of the repository, as the page names it.
     folder
         Where they run.
+    env
+        Variables that they have beside this process's.
 
     Returns
     -------
@@ -93,7 +96,7 @@ def run_page(page, test, folder):
     assert mine, f"{page.name} has no block that {test} runs"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     hidden = {"MLFLOW_TRACKING_URI", "RAY_ADDRESS"}
-    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    given = {name: value for name, value in os.environ.items() if name not in hidden}
     said = []
     # Blocks of Python that follow on each other are one program; each block of commands is one.
     for (language, _), together in itertools.groupby(
@@ -104,7 +107,7 @@ def run_page(page, test, folder):
         done = subprocess.run(
             [*([sys.executable, "-c"] if language == "python" else shell), text],
             cwd=folder,
-            env=env | {"PATH": path, "MPLBACKEND": "agg"},
+            env=given | {"PATH": path, "MPLBACKEND": "agg"} | env,
             capture_output=True,
             text=True,
             timeout=500,

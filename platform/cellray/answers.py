@@ -1,7 +1,10 @@
 """What the commands' documents look like to people."""
 
 import shlex
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellray.core.logs import submission_id
@@ -203,10 +206,23 @@ def demo_text(done: Mapping[str, Any]) -> str:
     if done["passed"]:
         where["embeddings"] = done["embeddings"]
         verdict = f"passed in {done['seconds']:.0f} s: the masked model beats the untrained encoder"
-        where["browse"] = "cellray ui"
+        where["browse"] = f"{called()} ui"
     else:
         verdict = "failed: the masked model does not beat the untrained encoder"
     return f"{verdict}\nkNN macro F1: {scores}\n{facts(where)}"
+
+
+def called() -> str:
+    """Give the word that runs cellray again, as whoever has called it can type it.
+
+    ``.venv/bin/cellray`` where it was called so and the PATH does not lead there: who has typed
+    ``make demo`` has no cellray on it, or another one. Jobs and ``python -m`` are called by other
+    names, which say nothing of the shell that reads the answer.
+    """
+    script, found = Path(sys.argv[0]), shutil.which("cellray")
+    if script.name != "cellray" or (found and Path(found).resolve() == script.resolve()):
+        return "cellray"
+    return shlex.quote(sys.argv[0])
 
 
 def sweep_text(ref: "SweepRef") -> str:
@@ -221,7 +237,7 @@ def sweep_text(ref: "SweepRef") -> str:
         **ref.params,
     }
     where = f"{shlex.quote(ref.uri)} --atlas {shlex.quote(ref.atlas)}"
-    return f"{facts(found)}\nnext: cellray evaluate {where} --label COLUMN"
+    return f"{facts(found)}\nnext: {called()} evaluate {where} --label COLUMN"
 
 
 def facts(pairs: Mapping[str, object]) -> str:

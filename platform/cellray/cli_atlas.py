@@ -140,7 +140,7 @@ def ingest(
         text = "".join(notes) + (
             f"wrote {atlas.url}: {atlas.n_cells:,} cells x {atlas.n_genes:,} genes, {done:,} of "
             f"them in {seconds:.1f} s ({done / seconds:,.0f} cells/s)\n"
-            f"next: cellray inspect {shlex.quote(out)}"
+            f"next: {answers.called()} inspect {shlex.quote(out)}"
         )
         to.answer(describe(atlas) | {"seconds": seconds} if json else {}, text)
 
@@ -270,5 +270,5 @@ def split(
         facts = store_split(Atlas.open(atlas), name, spec)
         sides = ", ".join(f"{count:,} {side}" for side, count in facts["cells"].items())
         where = f"--atlas {shlex.quote(atlas)} --name NAME --set data.split={name}"
-        text = f"split '{name}': {sides} cells\nnext: cellray pretrain {where}"
+        text = f"split '{name}': {sides} cells\nnext: {answers.called()} pretrain {where}"
         to.answer({"name": name, **facts}, text)

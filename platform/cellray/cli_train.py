@@ -98,7 +98,7 @@ def pretrain(
             )
         text = answers.facts({"registered": ref.uri, "run": ref.run_id, **ref.metrics, **ref.notes})
         where = f"{shlex.quote(ref.uri)} --atlas {shlex.quote(ref.atlas)}"
-        to.answer(ref, f"{text}\nnext: cellray evaluate {where} --label COLUMN")
+        to.answer(ref, f"{text}\nnext: {answers.called()} evaluate {where} --label COLUMN")
 
 
 @train_verbs.command(

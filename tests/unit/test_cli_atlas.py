@@ -80,14 +80,16 @@ def test_a_plan_says_what_its_memory_leaves_out(atlas, capfd):
     assert line.endswith("the model, its activations and Ray's object store come on top")
 
 
-def test_what_comes_next_can_be_pasted(h5ad, tmp_path, capfd):
+def test_what_comes_next_can_be_pasted(h5ad, tmp_path, capfd, monkeypatch):
+    script = str(tmp_path / "my bin" / "cellray")
+    monkeypatch.setattr("sys.argv", [script])
     url = str(tmp_path / "it's an atlas")
     assert main(["ingest", h5ad, "--out", url]) == 0
     words = shlex.split(capfd.readouterr().out.splitlines()[-1].removeprefix("next: "))
-    assert words == ["cellray", "inspect", url]
+    assert words == [script, "inspect", url]
     assert main(["split", url, "--name", "held"]) == 0
     words = shlex.split(capfd.readouterr().out.splitlines()[-1].removeprefix("next: "))
-    assert words[:4] == ["cellray", "pretrain", "--atlas", url]
+    assert words[:4] == [script, "pretrain", "--atlas", url]
 
 
 def test_an_append_says_what_others_see_and_what_becomes_text(tmp_path, capfd, caplog):

@@ -84,3 +84,30 @@ def test_a_demo_that_fails_says_so():
     assert text.startswith("failed")
     assert "masked model 0.200" in text
     assert "untrained encoder 0.300" in text
+
+
+def test_a_demo_that_passed_names_a_command_that_its_reader_can_type(tmp_path, monkeypatch):
+    ours, others = (tmp_path / name / "cellray" for name in ("ours", "others"))
+    for script in (ours, others):
+        script.parent.mkdir()
+        script.write_text("#!/bin/sh\n")
+        script.chmod(0o755)
+    done = {
+        "passed": True,
+        "scores": {"model": 0.6, "pca_all": 0.6, "untrained": 0.3},
+        "report": "report.html",
+        "embeddings": "embeddings.h5ad",
+        "seconds": 60.0,
+    }
+
+    def named(called, path):
+        monkeypatch.setattr("sys.argv", [called, "demo"])
+        monkeypatch.setenv("PATH", str(path))
+        return demo_text(done).splitlines()[-1].split(maxsplit=1)
+
+    monkeypatch.chdir(tmp_path)
+    assert named("ours/cellray", tmp_path) == ["browse", "ours/cellray ui"]
+    assert named("ours/cellray", others.parent) == ["browse", "ours/cellray ui"]
+    assert named("ours/cellray", ours.parent) == ["browse", "cellray ui"]
+    assert named(str(ours), ours.parent) == ["browse", "cellray ui"]
+    assert named("-m", others.parent) == ["browse", "cellray ui"]

@@ -25,15 +25,15 @@ MIXED = Spec(label="cell_type", batch="donor")
 
 DOCUMENTED = Path("docs/evaluation.md").read_text()
 PACKAGE = re.search(r"```python\n(.*?)```", DOCUMENTED, re.DOTALL)[1] + "\nNO_TASK = norms\n"
-PROJECT = """
+ENTRY_POINT = re.search(r"```toml\n(.*?)```", DOCUMENTED, re.DOTALL)[1]
+PROJECT = f"""
 [build-system]
 requires = ["setuptools"]
 build-backend = "setuptools.build_meta"
 [project]
 name = "own-tasks"
 version = "1.0"
-[project.entry-points."cellray.tasks"]
-norms = "own_tasks:TASK"
+{ENTRY_POINT}
 function = "own_tasks:NO_TASK"
 gone = "own_tasks:GONE"
 annotation = "own_tasks:TASK"
