@@ -17,6 +17,7 @@ from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.write import ingest
 from cellray.core.errors import CellrayError
 from cellray.track import catalogue
+from cellray.track.life import ALIVE, Sign
 from cellray.track.models import resolve
 from cellray.track.store import client
 from cellray.train.launch import DRIVER
@@ -84,6 +85,7 @@ def test_a_sweep_is_a_run_with_a_child_a_trial(atlas, store, ray_local):
 
     parent = client().get_run(ref.run_id)
     assert parent.info.status == "FINISHED"
+    assert Sign.read(parent.data.tags[ALIVE]).here
     best = history(client(), ref.run_id, "best_validation_loss")
     assert [step for step, _ in best] == [1, 2, 3, 4]
     assert best[-1][1] == min(losses)

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,7 @@ from tests.planted import plant_index, plant_value
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.write import ingest
 from cellray.core.recipe import Recipe
+from cellray.track.life import ALIVE, Sign
 from cellray.train.checkpoint import whole_checkpoints
 from cellray.train.storage import file_system
 
@@ -114,6 +117,14 @@ def test_what_cannot_be_resumed_is_refused_in_a_line(launch, atlas, tmp_path):
         assert refused.ended() == 2
         assert said in refused.said()
     driver.kill()
+    sign = driver.client.get_run(run_id).data.tags[ALIVE]
+    assert Sign.read(sign).here  # so that its process was looked for
+    elsewhere = replace(Sign.read(sign), when=datetime.now(UTC), host="node7")
+    driver.client.set_tag(run_id, ALIVE, str(elsewhere))
+    refused = start(tmp_path, "--resume", run_id, store=driver.store)
+    assert refused.ended() == 2
+    assert f"error: run {run_id} is going on on node7: its last sign of life is" in refused.said()
+    driver.client.set_tag(run_id, ALIVE, sign)
     for change in ("seed=3", "train.epochs=3"):
         refused = start(tmp_path, "--resume", run_id, "--set", change, store=driver.store)
         assert refused.ended() == 2

@@ -17,6 +17,7 @@ from cellray.core.recipe import Recipe
 from cellray.core.types import Progress
 from cellray.feed.session import ray_session
 from cellray.track import models, runs
+from cellray.track.life import signs_of_life
 from cellray.track.outbox import Outbox, last_step
 from cellray.track.store import tracking_uri
 from cellray.track.system import system_metrics
@@ -80,7 +81,10 @@ def pretrain(
     """
     models.check_name(name)
     where, chosen = run_storage(storage), Recipe.given(recipe)
-    with begun(chosen, atlas, name, experiment=experiment, storage=where, tags=tags) as run:
+    with (
+        begun(chosen, atlas, name, experiment=experiment, storage=where, tags=tags) as run,
+        signs_of_life(run.run_id),
+    ):
         return register(run, train(run, progress=progress))
 
 
@@ -106,7 +110,7 @@ def resume(run_id: str, *, changes: Sequence[str] = (), progress: Progress | Non
         No such run; one that has finished, or is going on; an atlas that has changed since; a
         key that may not change; and as `pretrain`.
     """
-    with reopened(run_id, changes=changes) as run:
+    with reopened(run_id, changes=changes) as run, signs_of_life(run_id):
         return register(run, train(run, progress=progress))
 
 
