@@ -1,6 +1,7 @@
 """A pre-training run in a process of its own, to which things happen."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,16 @@ class Driver:
             assert self.process.poll() is None, self.said()
             time.sleep(0.1)
         raise AssertionError(f"step {step} was not reached: {self.said()}")
+
+    def until_said(self, pattern: str, seconds: float = 300) -> None:
+        """Wait until it has written what matches."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if re.search(pattern, self.said()):
+                return
+            assert self.process.poll() is None, self.said()
+            time.sleep(0.1)
+        raise AssertionError(f"nothing like {pattern} was said: {self.said()}")
 
     def workers(self) -> list[psutil.Process]:
         """List the run's Train workers."""

@@ -12,6 +12,7 @@ from cellray.atlas.simulate import Simulation, simulate
 from cellray.cli import main
 from cellray.pipeline.state import ATTEMPT
 from cellray.track.catalogue import show_model
+from cellray.track.life import ALIVE, Sign
 from cellray.track.store import client, tracking_uri
 
 RECIPE = {
@@ -84,6 +85,7 @@ def test_a_pipeline_is_run_stopped_gone_on_with_and_changed(folder, ray_local, c
     assert "orthologs.tsv" in document["error"]
     (pipeline,) = runs_of("pipeline")
     assert pipeline.info.status == "FAILED"
+    assert Sign.read(pipeline.data.tags[ALIVE]).here
     (first,) = show_model("cells")["versions"]
     atlas = Path("cells.zarr/zarr.json").stat().st_mtime_ns
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -17,10 +18,13 @@ from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.write import ingest
 from cellray.core.errors import CellrayError
 from cellray.track import catalogue
+from cellray.track.life import ALIVE, Sign
 from cellray.track.models import resolve
 from cellray.track.store import client
+from cellray.train.checkpoint import whole_checkpoints
 from cellray.train.launch import DRIVER
 from cellray.train.run import pretrain
+from cellray.train.storage import file_system
 from cellray.tuning.run import resume_sweep, sweep
 from cellray.tuning.settings import Sweep
 from cellray.tuning.trial import NUMBER, PARENT, SWEEP
@@ -84,6 +88,7 @@ def test_a_sweep_is_a_run_with_a_child_a_trial(atlas, store, ray_local):
 
     parent = client().get_run(ref.run_id)
     assert parent.info.status == "FINISHED"
+    assert Sign.read(parent.data.tags[ALIVE]).here
     best = history(client(), ref.run_id, "best_validation_loss")
     assert [step for step, _ in best] == [1, 2, 3, 4]
     assert best[-1][1] == min(losses)
@@ -261,6 +266,52 @@ def test_a_sweep_whose_driver_is_killed_repeats_no_trial_and_loses_none(launch, 
     )
     assert [one.state for one in study.trials] == [TrialState.COMPLETE] * 4
     assert client().get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "steps"), [(1, 1_000), (2, 400)])
+def test_trials_of_a_sweep_that_is_terminated_stop_in_checkpoints(
+    launch, store, tmp_path, workers, steps
+):
+    # Epochs so long that a trial which is stopped in its second one is far from the ends of it.
+    drawn = {"balance": LABEL, "replacement": True, "epoch_cells": 64 * steps}
+    training = {"epochs": 2, "num_workers": workers, "log_every": 1}
+    driver = launch(
+        {"optim.lr": {"loguniform": [1e-4, 1e-2]}},
+        recipe=RECIPE | {"data": RECIPE["data"] | drawn, "train": training},
+        search={"pruner": "none"},
+        budget={"trials": 2},
+        concurrent=1,
+    )
+    run_id, _ = until(
+        driver, lambda trials: any("epoch" in run.data.metrics for run in trials), 420
+    )
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.ended(120) == 143, driver.said()
+    said = driver.said().splitlines()
+    assert "stopping in a checkpoint; Ctrl-C again ends at once" in said
+    assert "trial 0 is stopped, and goes on when the sweep does" in said
+    how = f"to go on with this sweep: cellray sweep --resume {run_id}"
+    assert said[-2:] == [how, "terminated"]
+    (trial,) = children(run_id)
+    assert trial.info.status == "KILLED"
+    study = f"sqlite:///{tmp_path}/.cellray/runs/{run_id}/study.db"
+    (known,) = optuna.load_study(study_name=run_id, storage=study).trials
+    assert known.state is TrialState.RUNNING
+
+    system, folder = file_system(str(tmp_path / ".cellray" / "runs" / trial.info.run_id))
+    first, last = (one.step for one in whole_checkpoints(system, folder))
+    assert first == steps
+    assert steps < last < 2 * steps
+    found = [step for step, _ in history(client(), trial.info.run_id)]
+    assert found == [*range(1, last + 1)]
+
+    again = start(tmp_path, "--resume", run_id, "--trials", "1", store=store, verb="sweep")
+    assert again.ended(420) == 0, again.said()
+    goes = {int(path.name.split("-")[1]) for path in Path(folder).glob("from-*")}
+    assert goes == {0, last}
+    assert [run.info.run_id for run in children(run_id)] == [trial.info.run_id]
+    check_once(run_id, 2, steps)
 
 
 @pytest.mark.slow

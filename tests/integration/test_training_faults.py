@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -11,10 +13,12 @@ import pytest
 from tests.integration.driver import RECIPE, check_undisturbed, history, start
 from tests.integration.mlflow_server import start_server
 from tests.integration.proxy import Fault
+from tests.planted import plant_index, plant_value
 
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.write import ingest
 from cellray.core.recipe import Recipe
+from cellray.track.life import ALIVE, Sign
 from cellray.train.checkpoint import whole_checkpoints
 from cellray.train.storage import file_system
 
@@ -113,6 +117,14 @@ def test_what_cannot_be_resumed_is_refused_in_a_line(launch, atlas, tmp_path):
         assert refused.ended() == 2
         assert said in refused.said()
     driver.kill()
+    sign = driver.client.get_run(run_id).data.tags[ALIVE]
+    assert Sign.read(sign).here  # so that its process was looked for
+    elsewhere = replace(Sign.read(sign), when=datetime.now(UTC), host="node7")
+    driver.client.set_tag(run_id, ALIVE, str(elsewhere))
+    refused = start(tmp_path, "--resume", run_id, store=driver.store)
+    assert refused.ended() == 2
+    assert f"error: run {run_id} is going on on node7: its last sign of life is" in refused.said()
+    driver.client.set_tag(run_id, ALIVE, sign)
     for change in ("seed=3", "train.epochs=3"):
         refused = start(tmp_path, "--resume", run_id, "--set", change, store=driver.store)
         assert refused.ended() == 2
@@ -159,6 +171,67 @@ def test_a_run_that_is_interrupted_writes_a_checkpoint_and_goes_on(launch, atlas
     assert again.ended() == 0, again.said()
     assert history(driver.client, run_id)[-1][0] > last.step
     check_undisturbed(again, run_id, recipe, atlas)
+
+
+@pytest.mark.slow
+def test_two_workers_that_are_terminated_stop_at_one_step_and_go_on(launch, atlas, tmp_path):
+    # One long epoch, and no other place for a checkpoint: the only one is that of the stop.
+    driver, recipe = launch(
+        "train.num_workers=2",
+        "train.epochs=1",
+        "train.checkpoint_every=10000",
+        "data.balance=cell_type",
+        "data.replacement=true",
+        "data.epoch_cells=38400",
+    )
+    driver.until_said(r"train [1-9]\d*/600 steps")
+    run_id = driver.run_id()
+    assert len(driver.workers()) == 2
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.ended(120) == 143, driver.said()
+    said = driver.said().splitlines()
+    assert "stopping in a checkpoint; Ctrl-C again ends at once" in said
+    how = f"to go on with this run: cellray pretrain --resume {run_id}"
+    assert said[-2:] == [how, "terminated"]
+    assert driver.client.get_run(run_id).info.status == "KILLED"
+
+    system, folder = file_system(str(tmp_path / ".cellray" / "runs" / run_id))
+    (only,) = whole_checkpoints(system, folder)
+    assert 0 < only.step < 600
+    assert [step for step, _ in history(driver.client, run_id)] == [*range(1, only.step + 1)]
+
+    again = start(tmp_path, "--resume", run_id, store=driver.store)
+    assert again.ended() == 0, again.said()
+    assert [*Path(folder).glob(f"from-{only.step}-*")]
+    check_undisturbed(again, run_id, recipe, atlas)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("index", "was tampered with: it asks for posix.mknod"),
+        ("value", "cannot be loaded (UnpicklingError: "),  # the worker finds it
+    ],
+)
+def test_a_planted_checkpoint_is_refused_and_nothing_of_it_runs(launch, tmp_path, where, why):
+    driver, _ = launch("train.epochs=2000")
+    run_id = driver.until_step(20)
+    driver.kill()
+    system, folder = file_system(str(tmp_path / ".cellray" / "runs" / run_id))
+    last, file = Path(whole_checkpoints(system, folder)[-1].path), tmp_path / "ran"
+    if where == "index":
+        plant_index(last, file)
+    else:
+        plant_value(last, "optim.param_groups.0.lr", file)
+    refused = start(tmp_path, "--resume", run_id, store=driver.store)
+    assert refused.ended() == 2, refused.said()
+    said = refused.said().splitlines()
+    (error,) = (line for line in said if line.startswith("error: "))
+    assert error.startswith(f"error: the checkpoint {last} {why}")
+    assert "Traceback" not in refused.said()
+    assert not file.exists()
+    assert driver.client.get_run(run_id).info.status == "FAILED"
 
 
 @pytest.mark.slow

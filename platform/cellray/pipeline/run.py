@@ -15,6 +15,7 @@ from cellray.pipeline.settings import STEPS, Pipeline, Step
 from cellray.pipeline.state import DIGEST, NAME, State, States, find, forget, write
 from cellray.pipeline.steps import DO, Job, Result, holds
 from cellray.track import runs
+from cellray.track.life import signs_of_life
 from cellray.train.launch import DRIVER, driver
 
 
@@ -195,7 +196,7 @@ def _opened(
     """Begin the pipeline's run, or go on with it, and end it as the block ends."""
     if run_id is not None:
         forget(run_id, [step for step in STEPS if step not in states])
-        with runs.reopened(run_id, tags={DRIVER: driver()}):
+        with runs.reopened(run_id, tags={DRIVER: driver()}), signs_of_life(run_id):
             yield run_id
         return
     settings = pipeline.settings
@@ -207,12 +208,15 @@ def _opened(
         "if_better": str(settings.promote.if_better),
     }
     tags = {NAME: settings.name, DIGEST: pipeline.keys()[STEPS[-1]], "task": "pipeline"}
-    with runs.run(
-        experiment=settings.pretrain.experiment,
-        run_name=f"{settings.name} pipeline",
-        params=params,
-        tags={**tags, DRIVER: driver()},
-    ) as made:
+    with (
+        runs.run(
+            experiment=settings.pretrain.experiment,
+            run_name=f"{settings.name} pipeline",
+            params=params,
+            tags={**tags, DRIVER: driver()},
+        ) as made,
+        signs_of_life(made),
+    ):
         runs.log_files(made, {"pipeline.yaml": Path(file).expanduser().read_bytes()})
         for step, state in states.items():
             write(made, step, state)

@@ -12,11 +12,10 @@ from typing import Any
 
 from mlflow.entities import Run
 
-from cellray.core.errors import CellrayError
 from cellray.pipeline.settings import STEPS, Step
 from cellray.track import runs
 from cellray.track.store import client, is_made, store_errors
-from cellray.train.launch import DRIVER, alive
+from cellray.train.launch import refuse_driven
 
 NAME = "cellray.pipeline"
 """Tag of a pipeline's run: the model's name."""
@@ -83,18 +82,13 @@ def find(name: str, keys: Mapping[Step, str]) -> Found:
     Raises
     ------
     CellrayError
-        The pipeline is going on in another process of this machine.
+        The pipeline is going on in another process.
     """
     digest = keys[STEPS[-1]]
     earlier = _runs(name)
     own = next((run for run in earlier if run.data.tags.get(DIGEST) == digest), None)
     if own is not None:
-        if own.info.status == "RUNNING" and alive(own.data.tags.get(DRIVER, "")):
-            raise CellrayError(
-                f"this pipeline is going on in this machine's process "
-                f"{own.data.tags[DRIVER].split()[1]}, as run {own.info.run_id}",
-                "wait for it, or end that process first",
-            )
+        refuse_driven(own, f"this pipeline, run {own.info.run_id},")
         return Found(own.info.run_id, _same(_states(own), keys))
     known = [_same(_states(run), keys) for run in earlier]
     # The later steps of a run hold only with its earlier ones, so one run is taken over whole.

@@ -30,7 +30,7 @@ from cellray.train.report import GroupSize, RunCallback
 from cellray.train.setup import Setup
 from cellray.train.stopping import StoppingTrainer
 from cellray.train.storage import file_system
-from cellray.train.ticker import following
+from cellray.train.ticker import Ticker, following
 from cellray.train.worker import train_worker
 
 POLL_SECONDS = "0.2"  # Ray's 2 s would hold every epoch of a small atlas back
@@ -74,8 +74,9 @@ def fit_attempt(
     outbox: Outbox,
     progress: Progress | None,
     callbacks: Sequence[UserCallback | WorkerGroupCallback] = (),
+    stop: Ticker | None = None,
 ) -> None:
-    """Run Ray Train to its end.
+    """Run Ray Train to its end, or to where it is asked to stop.
 
     Raises
     ------
@@ -117,6 +118,7 @@ def fit_attempt(
                 "log": logs.context(),
                 "system_metrics": _remote_tracking(),
                 "ticker": ticker,
+                "stop": stop or ticker,
             },
             torch_config=TorchConfig(
                 # What is offloaded is reduced where it lies.

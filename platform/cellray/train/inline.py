@@ -23,8 +23,9 @@ from cellray.train.needs import own_device
 from cellray.train.parallel import parallelise
 from cellray.train.saver import Saver, Store
 from cellray.train.setup import Setup
+from cellray.train.stopping import Agreement, Listener
 from cellray.train.storage import file_system
-from cellray.train.ticker import Ticks
+from cellray.train.ticker import Ticker, Ticks
 from cellray.train.timing import Record
 from cellray.train.worker import attach, make_loop
 
@@ -42,8 +43,9 @@ def fit_here(
     outbox: Outbox,
     progress: Progress | None,
     follow: Follow,
+    stop: Ticker | None = None,
 ) -> None:
-    """Train in this process to the end of the run.
+    """Train in this process to the end of the run, or to where it is asked to stop.
 
     Raises
     ------
@@ -83,6 +85,8 @@ def fit_here(
             device=device,
             labelled=setup.labelled,
         )
+        if stop is not None:
+            loop.stop = Agreement(Listener(stop), rank=0, device=device)
         attach(
             loop,
             saver,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from math import lcm
 
 import psutil
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from cellray.atlas.plan import Plan
@@ -14,6 +15,7 @@ from cellray.atlas.store import Atlas
 from cellray.core.errors import CellrayError
 from cellray.core.recipe import Recipe
 from cellray.track import runs
+from cellray.track.life import ALIVE, SILENT, Sign
 from cellray.track.store import client, store_errors
 
 FILE = "launch.json"
@@ -140,12 +142,7 @@ def find_launch(run_id: str) -> Launch:
         raise CellrayError(
             f"run {run_id} has finished", "start a new one, from its model with init.model"
         )
-    if run.info.status == "RUNNING" and alive(run.data.tags.get(DRIVER, "")):
-        raise CellrayError(
-            f"run {run_id} is still going on in this machine's process "
-            f"{run.data.tags[DRIVER].split()[1]}",
-            "wait for it, or end that process first",
-        )
+    refuse_driven(run, f"run {run_id}")
     return read_launch(run_id)
 
 
@@ -166,6 +163,43 @@ def read_launch(run_id: str) -> Launch:
             "start a new run",
         )
     return Launch(**values | {"recipe": Recipe.of(values["recipe"])})
+
+
+def refuse_driven(run: Run, what: str) -> None:
+    """Refuse to go on with a run that somebody drives.
+
+    On this machine its process is looked for. Another machine's cannot be: there the run's last
+    sign of life is believed.
+
+    Parameters
+    ----------
+    run
+        As MLflow holds it.
+    what
+        Names it.
+
+    Raises
+    ------
+    CellrayError
+        Its driver is alive here, or has given a sign elsewhere not long ago.
+    """
+    if run.info.status != "RUNNING":
+        return
+    tags = run.data.tags
+    if alive(tags.get(DRIVER, "")):
+        raise CellrayError(
+            f"{what} is still going on in this machine's process {tags[DRIVER].split()[1]}",
+            "wait for it, or end that process first",
+        )
+    sign = Sign.read(tags.get(ALIVE, ""))
+    if sign is None or sign.here or abs(sign.age) >= SILENT:
+        return
+    raise CellrayError(
+        f"{what} is going on on {sign.host}: its last sign of life is {max(0.0, sign.age):.0f} s "
+        f"old, of {sign.when:%Y-%m-%d %H:%M:%S} UTC",
+        "wait for it, or stop it there ('cellray jobs stop' for a job); if it was lost, try again "
+        f"{SILENT / 60:.0f} minutes after that sign",
+    )
 
 
 def driver() -> str:

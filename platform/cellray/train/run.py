@@ -17,6 +17,7 @@ from cellray.core.recipe import Recipe
 from cellray.core.types import Progress
 from cellray.feed.session import ray_session
 from cellray.track import models, runs
+from cellray.track.life import signs_of_life
 from cellray.track.outbox import Outbox, last_step
 from cellray.track.system import system_metrics
 from cellray.track.uri import tracking_uri
@@ -31,7 +32,9 @@ from cellray.train.inline import Follow, fit_here
 from cellray.train.launch import DRIVER, Launch, driver, find_launch
 from cellray.train.limits import checked_budget
 from cellray.train.setup import Setup, prepare
+from cellray.train.stopping import Stopped
 from cellray.train.storage import file_system, outbox_file, run_storage
+from cellray.train.ticker import Ticker
 from cellray.train.trained import Run, RunRef, Trained, register, without_checkpoints
 
 DELIVERY_SECONDS = 600
@@ -80,7 +83,10 @@ def pretrain(
     """
     models.check_name(name)
     where, chosen = run_storage(storage), Recipe.given(recipe)
-    with begun(chosen, atlas, name, experiment=experiment, storage=where, tags=tags) as run:
+    with (
+        begun(chosen, atlas, name, experiment=experiment, storage=where, tags=tags) as run,
+        signs_of_life(run.run_id),
+    ):
         return register(run, train(run, progress=progress))
 
 
@@ -106,7 +112,7 @@ def resume(run_id: str, *, changes: Sequence[str] = (), progress: Progress | Non
         No such run; one that has finished, or is going on; an atlas that has changed since; a
         key that may not change; and as `pretrain`.
     """
-    with reopened(run_id, changes=changes) as run:
+    with reopened(run_id, changes=changes) as run, signs_of_life(run_id):
         return register(run, train(run, progress=progress))
 
 
@@ -160,6 +166,7 @@ def train(
     progress: Progress | None = None,
     callbacks: Sequence[UserCallback | WorkerGroupCallback] = (),
     follow: Follow | None = None,
+    stop: Ticker | None = None,
 ) -> Trained:
     """Train from where a run stands to its end.
 
@@ -174,6 +181,14 @@ def train(
     follow
         Called with the records since its last call; with it the run trains in this process, by
         the same loop, and not in Ray Train's workers.
+    stop
+        The way to another process that may want the run to end in a checkpoint before its time;
+        None is this process, at Ctrl-C.
+
+    Raises
+    ------
+    Stopped
+        That process wanted it.
     """
     recipe, run_id = run.launch.recipe, run.run_id
     system, root = file_system(run.launch.storage)
@@ -187,9 +202,13 @@ def train(
                 begin = before[-1] if before else None
                 attempt = Attempt(run.launch, run_id, folder, begin, logged, run.flops)
                 if follow is None:
-                    fit_attempt(attempt, run.atlas, run.setup, outbox, progress, callbacks)
+                    fit_attempt(attempt, run.atlas, run.setup, outbox, progress, callbacks, stop)
                 else:
-                    fit_here(attempt, run.atlas, run.setup, outbox, progress, follow)
+                    fit_here(attempt, run.atlas, run.setup, outbox, progress, follow, stop)
+                if stop is not None and stop.asked():
+                    last = whole_checkpoints(system, folder)[-1].step
+                    if last < run.setup.choice.plan.steps:
+                        raise Stopped
             outbox.close(DELIVERY_SECONDS)
         stored = whole_checkpoints(system, folder)
         trained = Trained.of(run_id, stored, recipe.train.best)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import ray
 import torch
@@ -29,6 +29,10 @@ GRACE_SECONDS = 30.0
 """How long the driver waits for the checkpoint; a job that is stopped may take twice as long."""
 
 logger = logging.getLogger(__name__)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run has ended in a checkpoint before its time, as it was asked to."""
 
 
 class Listener:
@@ -107,41 +111,51 @@ class Agreement:
         return bool(ends)
 
 
-class StoppingTrainer(TorchTrainer):
-    """Ray's trainer, which Ctrl-C and SIGTERM end in a checkpoint; a second one ends it at once.
+class Interrupt:
+    """Ctrl-C and SIGTERM: the first one asks for an end in checkpoints, a second ends at once.
+
+    As a context it leaves the signals, as the block ends, as they were.
 
     Parameters
     ----------
     ticker
-        The way between the workers and this process.
+        The way between those that are asked and this process.
 
     Attributes
     ----------
     stopped
-        Whether the workers were asked to end.
+        Whether they were asked.
     """
 
-    def __init__(self, *args: Any, ticker: Ticker, **kwargs: Any) -> None:  # noqa: ANN401 - Ray's
-        super().__init__(*args, **kwargs)
+    def __init__(self, ticker: Ticker) -> None:
         self._ticker = ticker
         self._timer: threading.Timer | None = None
         self.stopped = False
 
-    def fit(self) -> Any:  # noqa: ANN401 - Ray's
-        """Train to the end, and leave the signals as they were."""
-        before = signal.getsignal(signal.SIGINT)
-        try:
-            return super().fit()
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, before)
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes down what it was given, to restore it its own way; nothing is, from here."""
+        return {}
 
-    def _register_sigint_handler(self, controller: Any) -> None:  # noqa: ANN401 - Ray's
-        """Ask the workers first, and let Ray abort the run only then."""
-        super()._register_sigint_handler(controller)  # type: ignore[misc] # of Train V2
-        abort: Any = signal.getsignal(signal.SIGINT)
+    def __enter__(self) -> Self:
+        self._before = signal.getsignal(signal.SIGINT)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._before)
+
+    def heed(self, abort: Callable[[int, FrameType | None], Any]) -> None:
+        """Take the signals from now on.
+
+        Parameters
+        ----------
+        abort
+            Ends at once: at the second signal, after `GRACE_SECONDS`, and where nobody listens.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
 
         def stop(number: int, frame: FrameType | None) -> None:
             if self.stopped or not self._ticker.stop():  # or there is nothing yet to be kept
@@ -155,3 +169,33 @@ class StoppingTrainer(TorchTrainer):
             self._timer.start()
 
         signal.signal(signal.SIGINT, stop)
+
+
+class StoppingTrainer(TorchTrainer):
+    """Ray's trainer, which Ctrl-C and SIGTERM end in a checkpoint; a second one ends it at once.
+
+    Parameters
+    ----------
+    ticker
+        The way between the workers and this process.
+    """
+
+    def __init__(self, *args: Any, ticker: Ticker, **kwargs: Any) -> None:  # noqa: ANN401 - Ray's
+        super().__init__(*args, **kwargs)
+        self._interrupt = Interrupt(ticker)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the workers were asked to end."""
+        return self._interrupt.stopped
+
+    def fit(self) -> Any:  # noqa: ANN401 - Ray's
+        """Train to the end, and leave the signals as they were."""
+        with self._interrupt:
+            return super().fit()
+
+    def _register_sigint_handler(self, controller: Any) -> None:  # noqa: ANN401 - Ray's
+        """Ask the workers first, and let Ray abort the run only then."""
+        super()._register_sigint_handler(controller)  # type: ignore[misc] # of Train V2
+        abort: Any = signal.getsignal(signal.SIGINT)
+        self._interrupt.heed(abort)

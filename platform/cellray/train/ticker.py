@@ -37,6 +37,19 @@ class Ticker:
         """Ask from a worker whether the driver wants the run to end; gives a reference."""
         return self._box.wanted.remote()
 
+    def asked(self) -> bool:
+        """Say whether the driver wants the run to end; waits for the answer."""
+        try:
+            wants: bool = ray.get(self._box.asked.remote(), timeout=STOP_SECONDS)
+        except RayError:  # with the driver gone the run ends by another way
+            return False
+        return wants
+
+    def take(self) -> list[dict[str, Any]]:
+        """Take, in the driver, what was told since the last time."""
+        told: list[dict[str, Any]] = ray.get(self._box.take.remote())
+        return told
+
     def stop(self) -> bool:
         """Let the workers know that the run shall end; say whether any of them listens."""
         try:
@@ -90,6 +103,9 @@ class _Box:
         self._heard = True
         return self._stop
 
+    def asked(self) -> bool:
+        return self._stop
+
     def stop(self) -> bool:
         self._stop = True
         return self._heard
@@ -100,6 +116,18 @@ class _Box:
     def take(self) -> list[dict[str, Any]]:
         taken, self._ticks = self._ticks, []
         return taken
+
+
+@contextmanager
+def opened() -> Iterator[Ticker]:
+    """Give a way to this process that is open while the block runs."""
+    # With the driver's node the run is lost anyway; no other node's loss may end it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    box: Any = ray.remote(_Box).options(num_cpus=0, scheduling_strategy=here).remote()
+    try:
+        yield Ticker(box)
+    finally:
+        ray.kill(box)
 
 
 @contextmanager
@@ -122,22 +150,19 @@ def following(
     dict
         What has failed, once something has.
     """
-    # With the driver's node the run is lost anyway; no other node's loss may end it.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    box: Any = ray.remote(_Box).options(num_cpus=0, scheduling_strategy=here).remote()
     done, ticks = threading.Event(), Ticks(begin, steps, progress)
 
     def follow() -> None:
         with suppress(RayError):  # the cluster is gone: what the block runs says so better
             while not done.wait(SECONDS):
-                ticks.tell(*ray.get(box.take.remote()))
+                ticks.tell(*ticker.take())
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield Ticker(box), ticks.failure
-        ticks.tell(*ray.get(box.take.remote()))
-    finally:
-        done.set()
-        thread.join()
-        ray.kill(box)
+    with opened() as ticker:
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield ticker, ticks.failure
+            ticks.tell(*ticker.take())
+        finally:
+            done.set()
+            thread.join()

@@ -51,7 +51,8 @@ def train_worker(config: Mapping[str, Any]) -> None:
         (int64, sorted) and the ``labelled`` ones of the probe; ``storage``, the file system and
         folder of the checkpoints; ``resume``, the path of the one to begin from or None; ``flops``
         of a cell; ``run``, the run's id, and ``log``, what its log lines say; ``ticker``, the way
-        to the driver; ``system_metrics``, the tracking server and the driver's node, or None.
+        to the driver, and ``stop``, that to who may want an end; ``system_metrics``, the tracking
+        server and the driver's node, or None.
     """
     recipe: Recipe = config["recipe"]
     plan: Plan = config["plan"]
@@ -90,7 +91,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
         labelled=config["labelled"],
     )
     loop.clock = clock if world > 1 else None
-    loop.stop = Agreement(Listener(config["ticker"]), rank=rank, device=device)
+    loop.stop = Agreement(Listener(config["stop"]), rank=rank, device=device)
     latest = ray.train.get_checkpoint()
     begin = config["resume"] if latest is None else latest.path
     attach(loop, saver, system, config["flops"], begin)

@@ -18,7 +18,7 @@ from cellray.core.secrets import scrub
 from cellray.core.settings import set_key
 from cellray.track import runs
 from cellray.track.store import client, store_errors
-from cellray.train.launch import DRIVER, alive, open_unchanged
+from cellray.train.launch import DRIVER, alive, open_unchanged, refuse_driven
 from cellray.tuning.points import distribution, holds
 from cellray.tuning.search import EARLIER, study_errors
 from cellray.tuning.settings import Sweep
@@ -166,7 +166,7 @@ def find_sweep(run_id: str) -> SweepLaunch:
 
 @store_errors()
 def settle(run_id: str) -> str:
-    """Make sure that neither a sweep's driver nor any of its trials is still at work here.
+    """Make sure that no driver of a sweep is at work, and none of its trials here.
 
     What a killed driver leaves ends within seconds; that is waited for.
 
@@ -181,12 +181,7 @@ def settle(run_id: str) -> str:
         The sweep is going on.
     """
     sweep = client().get_run(run_id)
-    if sweep.info.status == "RUNNING" and alive(sweep.data.tags.get(DRIVER, "")):
-        raise CellrayError(
-            f"sweep {run_id} is still going on in this machine's process "
-            f"{sweep.data.tags[DRIVER].split()[1]}",
-            "wait for it, or end that process first",
-        )
+    refuse_driven(sweep, f"sweep {run_id}")
     until = time.monotonic() + ORPHAN_SECONDS
     for trial in _running(sweep):
         while alive(trial.data.tags.get(DRIVER, "")):

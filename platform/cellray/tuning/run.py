@@ -18,6 +18,7 @@ from cellray.core.types import Progress
 from cellray.evaluation.export import check_folder
 from cellray.feed.session import ray_session
 from cellray.track import models, runs
+from cellray.track.life import signs_of_life
 from cellray.track.outbox import Outbox
 from cellray.track.uri import tracking_uri
 from cellray.train.budget import Budget
@@ -88,12 +89,15 @@ def sweep(
     _check(wanted, opened, where)
     earlier = [earlier_trials(one, find_sweep(one), wanted, opened.digest) for one in warm_start]
     params = shown_params(wanted) | {"atlas": opened.url, "atlas_digest": opened.digest}
-    with runs.run(
-        experiment=experiment,
-        run_name=f"{name} sweep",
-        params=params,
-        tags={"task": "sweep", DRIVER: driver()},
-    ) as run_id:
+    with (
+        runs.run(
+            experiment=experiment,
+            run_name=f"{name} sweep",
+            params=params,
+            tags={"task": "sweep", DRIVER: driver()},
+        ) as run_id,
+        signs_of_life(run_id),
+    ):
         launch = SweepLaunch(
             wanted.document(),
             opened.url,
@@ -162,7 +166,7 @@ def resume_sweep(
             f"sweep {run_id} has spent its budget: no trial is left to begin",
             "give it more with --trials, --hours or --cells, counted from its beginning",
         )
-    with runs.reopened(run_id, tags={DRIVER: driver()}):
+    with runs.reopened(run_id, tags={DRIVER: driver()}), signs_of_life(run_id):
         launch.store(run_id)
         study = open_study(wanted, run_id, launch.study(run_id))
         return _search(launch, wanted, run_id, study, progress, say)

@@ -47,6 +47,8 @@ REDUCTION = 3
 CELLS, SECONDS, RUN, FAILED = "cells", "seconds", "run_id", "failed"
 """User attributes: of a study and a trial what it has cost; of a trial its run, and its error."""
 LOST = "its process was lost"
+STOPPED = "stopped"
+"""What a trial tells that has ended in a checkpoint, to go on when the sweep does."""
 QUEUED = "queued"
 """User attribute of a study that holds all the points it was given to begin with."""
 EARLIER = "earlier"
@@ -142,9 +144,18 @@ class StudySearch(OptunaSearch):
         What is searched.
     left
         Says whether there is budget for one more trial.
+    stopped
+        Says whether the sweep is to end; then no trial is begun or gone on with.
     """
 
-    def __init__(self, sweep: Sweep, study: optuna.Study, *, left: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        study: optuna.Study,
+        *,
+        left: Callable[[], bool],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         several = len(sweep.metrics) > 1
         super().__init__(
             lambda trial: draw(trial, sweep.space),  # a space, so that Tune asks for none
@@ -155,6 +166,7 @@ class StudySearch(OptunaSearch):
             storage=study._storage,
         )
         self._left = left
+        self._stopped = stopped
         self._study = study
         self._names = sweep.metrics
         self._drawn = sweep.space
@@ -164,6 +176,8 @@ class StudySearch(OptunaSearch):
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ANN401 - a word, too
         """Give a trial's number and recipe values; ``FINISHED`` when the budget is spent."""
+        if self._stopped():
+            return Searcher.FINISHED
         if self._waiting:
             trial = optuna.Trial(self._study, self._waiting.pop(0))
         elif self._left():
@@ -189,6 +203,9 @@ class StudySearch(OptunaSearch):
         if trial_id in self._completed_trials:
             return
         trial, result = self._ot_trials[trial_id], result or {}
+        if STOPPED in result:  # it stays under way
+            self._completed_trials.add(trial_id)
+            return
         for name in (CELLS, SECONDS, RUN, FAILED):
             if name in result:
                 trial.set_user_attr(name, result[name])

@@ -24,10 +24,12 @@ from cellray.track import runs
 from cellray.track.store import StoreError, client, store_errors
 from cellray.train.launch import FILE
 from cellray.train.run import begun, reopened, train
+from cellray.train.stopping import Stopped
+from cellray.train.ticker import Ticker
 from cellray.train.timing import Record
 from cellray.train.trained import Run, Trained, finished
 from cellray.tuning.groups import GroupTeller
-from cellray.tuning.search import CELLS, FAILED, RUN, SECONDS, TENTHS
+from cellray.tuning.search import CELLS, FAILED, RUN, SECONDS, STOPPED, TENTHS
 from cellray.tuning.settings import Sweep
 from cellray.tuning.space import Values
 
@@ -55,6 +57,8 @@ class Job:
         The driver's working folder.
     tracking
         The tracking store, or None where every node's own settings name it.
+    stop
+        The way to the driver, which may want the trials to end in checkpoints; None never wants it.
     """
 
     sweep: Sweep
@@ -65,6 +69,7 @@ class Job:
     experiment: str
     folder: str
     tracking: str | None
+    stop: Ticker | None = None
 
 
 def trainable(job: Job) -> type[tune.Trainable]:
@@ -99,7 +104,7 @@ def run_trial(config: Mapping[str, Any], *, job: Job) -> None:
 
     A run of this trial that was begun before, in a process that is gone, goes on from its last
     checkpoint. What its user must mend is told as a failure; whatever else goes wrong is raised,
-    and Tune tries again.
+    and Tune tries again. One that is asked to stop says so, and is not told as ended.
 
     Parameters
     ----------
@@ -115,6 +120,9 @@ def run_trial(config: Mapping[str, Any], *, job: Job) -> None:
     number, began = int(config["number"]), time.perf_counter()
     logs.set_up(sweep=job.run_id, trial=number)
     told: dict[str, Any] = {}
+    if job.stop is not None and job.stop.asked():  # it was about to begin
+        tune.report({STOPPED: True})
+        return
     try:
         found = begun_before(job, number, config["values"])
         if found is not None and found.info.status == "FINISHED":
@@ -122,13 +130,16 @@ def run_trial(config: Mapping[str, Any], *, job: Job) -> None:
         else:
             with _run(job, number, config["values"], found) as run:
                 told[RUN] = run.run_id
-                trained = _train(job.sweep, run)
+                trained = _train(job, run)
                 best = trained.best.step
                 runs.log_metrics(run.run_id, trained.metrics, step=best)
     except (StorageError, StoreError):
         raise  # what is away may be back when Tune tries again
     except CellrayError as error:
         tune.report(told | {FAILED: error.what})
+        return
+    except Stopped:
+        tune.report(told | {STOPPED: True})
         return
     told |= {name: trained.metrics.get(f"best_{name}", math.nan) for name in job.sweep.metrics}
     told |= {"ended": True, CELLS: run.setup.choice.plan.batch_size * trained.steps}
@@ -193,13 +204,13 @@ def _run(job: Job, number: int, values: Values, found: mlflow.entities.Run | Non
         yield run
 
 
-def _train(sweep: Sweep, run: Run) -> Trained:
+def _train(job: Job, run: Run) -> Trained:
     """Train in this process, or in Ray Train's workers if the recipe asks for several."""
-    follower = Follower(sweep, run)
+    follower = Follower(job.sweep, run)
     if run.launch.recipe.train.worlds[-1] == 1:
-        return train(run, follow=lambda records: follower.tell(tune.report, records))
+        return train(run, follow=lambda records: follower.tell(tune.report, records), stop=job.stop)
     reporter = Reporter(follower)
-    return train(run, callbacks=[reporter, GroupTeller(reporter.queue)])
+    return train(run, callbacks=[reporter, GroupTeller(reporter.queue)], stop=job.stop)
 
 
 class Follower:

@@ -1,9 +1,11 @@
 """Ray Tune's part of a sweep: which trials run where, and what Tune must be told."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import optuna
 import ray
@@ -13,6 +15,8 @@ from cellray.core.errors import CellrayError
 from cellray.core.secrets import scrub
 from cellray.track.uri import tracking_uri
 from cellray.train.fit import wants_gpu
+from cellray.train.stopping import Interrupt
+from cellray.train.ticker import opened
 from cellray.tuning.groups import GroupKeeper
 from cellray.tuning.search import StudyScheduler, StudySearch
 from cellray.tuning.settings import Sweep
@@ -35,20 +39,31 @@ QUIET = {
 def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch: Watch) -> None:
     """Run a study's trials until the budget is spent.
 
+    At Ctrl-C and SIGTERM those that run end in checkpoints, and stay under way in the study.
+
     Raises
     ------
     CellrayError
         No node has room for one.
+    KeyboardInterrupt
+        They were stopped.
     """
     settings = wanted.settings
     resources = _resources(wanted)
     _check_room(resources)
     _check_store()
-    with tempfile.TemporaryDirectory(prefix="cellray-tune-") as scratch:
+    with (
+        opened() as ticker,
+        Interrupt(ticker) as interrupt,
+        tempfile.TemporaryDirectory(prefix="cellray-tune-") as scratch,
+    ):
+        trial = trainable(replace(job, stop=ticker))
         tuner = tune.Tuner(
-            tune.with_resources(trainable(job), _placed(resources, wanted)),
+            tune.with_resources(trial, _placed(resources, wanted)),
             tune_config=tune.TuneConfig(
-                search_alg=StudySearch(wanted, study, left=watch.may_begin),
+                search_alg=StudySearch(
+                    wanted, study, left=watch.may_begin, stopped=lambda: interrupt.stopped
+                ),
                 scheduler=StudyScheduler(study),
                 num_samples=-1,  # until the searcher has no more
                 max_concurrent_trials=_at_once(wanted),
@@ -62,10 +77,13 @@ def run_trials(wanted: Sweep, run_id: str, study: optuna.Study, job: Job, watch:
                 verbose=0,
             ),
         )
+        interrupt.heed(signal.default_int_handler)
         with _quiet():
             tuner.fit()
     if watch.error is not None:
         raise watch.error
+    if interrupt.stopped:
+        raise KeyboardInterrupt
 
 
 def _resources(wanted: Sweep) -> dict[str, float]:

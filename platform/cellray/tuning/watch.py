@@ -126,6 +126,10 @@ class Watch(tune.Callback):
         self._count_time()
         known = self._study.get_trials(deepcopy=False)
         one = next(trial for trial in known if trial.number == number)
+        if one.state is TrialState.RUNNING:
+            self._keep()
+            self._say(f"trial {number} is stopped, and goes on when the sweep does")
+            return
         tried = own(known)
         cells = cells_of(tried)
         done = [trial for trial in tried if trial.state is TrialState.COMPLETE]

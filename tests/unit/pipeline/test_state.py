@@ -70,6 +70,6 @@ def test_steps_are_forgotten_and_their_runs_found_by_the_attempt(store):
 
 def test_a_pipeline_that_is_going_on_is_refused(store, monkeypatch):
     make(store, **{DRIVER: driver()})
-    monkeypatch.setattr("cellray.pipeline.state.alive", lambda name: name == driver())
-    with pytest.raises(CellrayError, match="is going on in this machine's process"):
+    monkeypatch.setattr("cellray.train.launch.alive", lambda name: name == driver())
+    with pytest.raises(CellrayError, match="is still going on in this machine's process"):
         find("cells", KEYS)

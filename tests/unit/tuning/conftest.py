@@ -41,10 +41,10 @@ def url(made_study, tmp_path):
 class Tune:
     """Does with a sweep's searcher what Tune does, and what a trial tells it."""
 
-    def __init__(self, sweep, url, left=lambda: True):
+    def __init__(self, sweep, url, left=lambda: True, stopped=lambda: False):
         self.sweep = sweep
         self.study = open_study(sweep, "sweep", url)
-        self.search = StudySearch(sweep, self.study, left=left)
+        self.search = StudySearch(sweep, self.study, left=left, stopped=stopped)
         self._count = 0
 
     def begin(self):

@@ -18,6 +18,7 @@ from cellray.tuning.search import (
     RUN,
     SAMPLERS,
     SECONDS,
+    STOPPED,
     StudyScheduler,
     ended,
     open_study,
@@ -154,6 +155,21 @@ def test_a_trial_is_told_as_it_ended_and_once(values, told, state, failed, searc
     session.end(trial, error=True)
     assert session.known(trial) == known
     assert ended(session.study.trials) == session.study.trials
+
+
+def test_a_sweep_that_is_stopped_begins_nothing_and_its_trials_stay_under_way(searched, tune):
+    stop = []
+    session = tune(searched(), stopped=lambda: bool(stop))
+    first, second = session.begin(), session.begin()
+    stop.append(True)
+    session.end(first, **{STOPPED: True, RUN: "run"})
+    assert session.known(first).state is STATES.RUNNING
+    assert session.begin() == Searcher.FINISHED
+    session.end(second, 0.5)  # its last step was done
+    assert session.known(second).state is STATES.COMPLETE
+    # Another session would go on with the first one, unless it is stopped too.
+    assert tune(session.sweep, stopped=lambda: True).begin() == Searcher.FINISHED
+    assert tune(session.sweep).begin().config == first.config
 
 
 def test_one_of_two_metrics_that_is_no_number_fails_the_trial(searched, tune):

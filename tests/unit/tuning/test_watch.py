@@ -8,7 +8,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from cellray.core.errors import CellrayError
 from cellray.tuning.result import best_trial
-from cellray.tuning.search import CELLS, EARLIER, FAILED, SECONDS, StudyScheduler
+from cellray.tuning.search import CELLS, EARLIER, FAILED, SECONDS, STOPPED, StudyScheduler
 from cellray.tuning.sections import Budget
 from cellray.tuning.watch import Watch, budget_left
 
@@ -136,6 +136,16 @@ def test_what_a_process_raised_is_said_and_kept(cause, said, watched):
     assert seen.lines[-1].startswith(f"trial 0 failed: {said};")
     with pytest.raises(CellrayError, match=f"trial 0: {said}"):
         best_trial(session.sweep, session.study)
+
+
+def test_a_trial_that_is_stopped_has_not_ended(watched):
+    session, watch, seen = watched()
+    trial = session.begin()
+    session.end(trial, **{STOPPED: True})
+    watch.on_trial_complete(0, [], trial)
+    assert watch.error is None
+    assert seen.lines == ["trial 0 is stopped, and goes on when the sweep does"]
+    assert seen.records == []
 
 
 def test_what_goes_wrong_in_counting_ends_the_sweep(watched):
