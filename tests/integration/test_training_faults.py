@@ -217,7 +217,12 @@ def test_two_workers_that_are_terminated_stop_at_one_step_and_go_on(launch, atla
 def test_a_planted_checkpoint_is_refused_and_nothing_of_it_runs(launch, tmp_path, where, why):
     driver, _ = launch("train.epochs=2000")
     run_id = driver.until_step(20)
+    family = psutil.Process(driver.process.pid).children(recursive=True)
+    trains = [one for one in family if "Train" in " ".join(one.cmdline())]
     driver.kill()
+    # Workers that still train, and their controller, would put other checkpoints in its place.
+    assert len(trains) == 2
+    assert not psutil.wait_procs(trains, timeout=60)[1]
     system, folder = file_system(str(tmp_path / ".cellray" / "runs" / run_id))
     last, file = Path(whole_checkpoints(system, folder)[-1].path), tmp_path / "ran"
     if where == "index":

@@ -146,8 +146,8 @@ def test_a_terminal_without_the_signs_gets_no_trend():
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_a_bar_fits_and_lines_up(width):
     stage = Stage("write layers/spliced", 100.0)
-    stage.update(0, 1_000_000, {}, 100.0)
-    stage.update(250_000, 1_000_000, {}, 110.0)
+    for now, done in ((100.0, 0), (101.0, 25_000), (110.0, 250_000)):
+        stage.update(done, 1_000_000, {}, now)
     (line,) = drawn(bar(stage, 110.0, width, label=20), width)
     assert len(line) <= width
     assert line.startswith("write layers/spliced" if width >= 80 else "write layers/")

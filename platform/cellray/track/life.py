@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cellray.core.errors import CellrayError
 from cellray.track.outbox import log_batch
-from cellray.track.store import tracking_uri
+from cellray.track.uri import tracking_uri
 
 ALIVE = "cellray.alive"
 """Tag of a run: when its driver last gave a sign, on which host, and which start of that host."""
