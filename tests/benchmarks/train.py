@@ -60,7 +60,8 @@ class Killer:
         """Take a step that was done."""
         del stage, total, facts
         if self._killed is None and done >= self.at:
-            worker = next(p for p in psutil.process_iter() if "RayTrainWorker" in p.name())
+            ours = psutil.Process().children(recursive=True)
+            worker = next(p for p in ours if "RayTrainWorker" in p.name())
             worker.send_signal(signal.SIGKILL)
             self._killed, self._step = time.perf_counter(), done
         elif self._killed is not None and self.seconds is None and done > self._step:

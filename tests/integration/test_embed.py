@@ -99,6 +99,7 @@ def test_embeddings_come_in_stored_order(z, model, atlas):
     np.testing.assert_allclose(z, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_embeddings_do_not_depend_on_the_number_of_workers(z, model, atlas, monkeypatch):
     learner = models.resolve(model).learner
     (two,) = embed_learners([learner], atlas, workers=2)
@@ -202,6 +203,7 @@ def check_atlas(new, atlas, z):
     assert (facts["columns"], facts["of_digest"]) == (8, atlas.digest)
 
 
+@pytest.mark.slow
 def test_object_storage_takes_both(s3, z, model, atlas, original):
     bucket, variables = s3.bucket(), {**s3.env, "MLFLOW_TRACKING_URI": tracking_uri()}
     remote = ray.remote(num_cpus=0, runtime_env={"env_vars": variables})(embed)

@@ -136,6 +136,7 @@ def test_the_report_lies_on_disk_and_in_mlflow_tied_to_the_model(report, model, 
     assert report.metrics["model/knn/macro_f1"] in [metric.value for metric in tied]
 
 
+@pytest.mark.slow
 def test_a_model_of_another_atlas_and_fewer_genes_is_said_to_be_one(atlas, files, ray_local):
     learner = Learner.of(RECIPE, [*atlas.genes[:60].tolist(), "not", "measured"])
     with runs.run(experiment="cellray", run_name="other", params={}, tags={}) as run_id:
@@ -156,6 +157,7 @@ def test_a_model_of_another_atlas_and_fewer_genes_is_said_to_be_one(atlas, files
     assert found.metrics["model/knn/macro_f1"] == found.metrics["untrained/knn/macro_f1"]
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_batches_has_an_untrained_baseline_that_does_too(
     atlas, files, ray_local
 ):
@@ -224,6 +226,7 @@ def suite_file(tmp_path):
     return str(tmp_path / "suite.yaml")
 
 
+@pytest.mark.slow
 def test_a_gate_that_fails_is_said_by_the_status(report, model, atlas, suite_file, tmp_path, capfd):
     words = ["evaluate", model, "--atlas", atlas.url, "--label", "cell_type", "--suite", suite_file]
     words += ["--out", str(tmp_path / "out"), "--json"]
@@ -243,6 +246,7 @@ def test_a_gate_that_fails_is_said_by_the_status(report, model, atlas, suite_fil
         assert client().get_run(found["reports"][name]["run_id"]).data.tags["task"] == name
 
 
+@pytest.mark.slow
 def test_tasks_side_by_side_give_what_they_give_alone(report, model, atlas, tmp_path):
     both = evaluate_suite(
         model,

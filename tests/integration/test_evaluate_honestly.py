@@ -105,6 +105,7 @@ def test_a_champion_that_knows_the_cells_is_said_to(alone):
     assert '<th scope="row">model</th><td>0.0%</td>' in page
 
 
+@pytest.mark.slow
 def test_every_task_of_a_suite_is_given_what_it_would_be_given_alone(
     alone, rivals, atlas, tmp_path
 ):

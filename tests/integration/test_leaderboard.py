@@ -145,6 +145,7 @@ def test_a_version_that_passes_its_gates_is_promoted_by_them(versions, atlas, ca
     assert row["aliases"] == {"champion": 2}
 
 
+@pytest.mark.slow
 def test_a_look_evaluates_what_is_new_in_a_process_of_its_own(atlas, capfd):
     register(atlas, "watched", 1)
     command = words(atlas, "watch", "watched", "--once", "--promote", "--max-cells", "300")
@@ -171,6 +172,7 @@ def test_ctrl_c_ends_a_watch_and_what_it_has_started(atlas, work):
     assert not [name for name in version["tags"] if name.startswith("cellray.watch")]
 
 
+@pytest.mark.slow
 def test_a_look_submits_a_job_to_a_cluster(atlas, work, ray_cluster):
     register(atlas, "submitted", 1)
     address = {"RAY_ADDRESS": ray_cluster.dashboard}

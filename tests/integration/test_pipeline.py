@@ -70,6 +70,7 @@ def done(document):
     return {step: one["done"] for step, one in document["steps"].items()}
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_run_stopped_gone_on_with_and_changed(folder, ray_local, capfd):
     there = sorted(folder.rglob("*"))
     document, _ = run(capfd, "--dry-run")

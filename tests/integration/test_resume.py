@@ -141,6 +141,7 @@ def weighted():
     return select(CELLS, codes=codes, weights=weights, replacement=True, strata=codes, seed=3)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_in_mid_epoch_costs_no_cell_and_repeats_none(
     ray_local, atlas, tmp_path
 ):

@@ -103,6 +103,7 @@ def test_a_sweep_is_a_run_with_a_child_a_trial(atlas, store, ray_local):
     assert resolve("models:/swept@challenger").learner.recipe.objective.settings["widths"]
 
 
+@pytest.mark.slow
 def test_a_trial_is_what_pretrain_does(atlas, store, ray_local):
     searched = wanted({"optim.lr": {"loguniform": [1e-4, 1e-2]}}, budget={"trials": 1})
     ref = sweep(searched, atlas, "swept")
@@ -117,6 +118,7 @@ def test_a_trial_is_what_pretrain_does(atlas, store, ray_local):
     assert all(np.array_equal(swept[key], single[key]) for key in single)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_and_the_others_go_on(atlas, store, ray_local):
     space = {"data.batch_size": {"choice": [64, 100_000]}, "optim.lr": {"uniform": [1e-3, 2e-3]}}
     first = [{"data.batch_size": 100_000, "optim.lr": 1e-3}, {"data.batch_size": 64}]
@@ -136,6 +138,7 @@ def test_a_trial_that_fails_is_recorded_and_the_others_go_on(atlas, store, ray_l
     assert 0.3 < ref.values["knn_macro_f1"] <= 1
 
 
+@pytest.mark.slow
 def test_hopeless_trials_end_early_and_make_room(atlas, store, ray_local):
     rates = [3e-3, 3e-3, 3e-3, 1e-7, 1e-7, 1e-7]
     searched = wanted(
@@ -155,6 +158,7 @@ def test_hopeless_trials_end_early_and_make_room(atlas, store, ray_local):
     assert {run.info.status for run in runs[3:]} == {"KILLED"}
 
 
+@pytest.mark.slow
 def test_two_metrics_are_a_front_and_the_first_chooses(atlas, store, ray_local):
     searched = wanted(
         {"encoder.dim": {"choice": [2, 16]}, "optim.lr": {"loguniform": [1e-4, 1e-2]}},
@@ -173,6 +177,7 @@ def test_two_metrics_are_a_front_and_the_first_chooses(atlas, store, ray_local):
     assert {"pareto.png", "knn_macro_f1_history.png", "validation_loss_history.png"} <= files
 
 
+@pytest.mark.slow
 def test_a_sweep_that_ended_takes_more_budget_and_begins_another_one(atlas, store, ray_local):
     ref = sweep(wanted(budget={"trials": 2}), atlas, "swept")
     more = resume_sweep(ref.run_id, budget={"trials": 3})
@@ -242,6 +247,7 @@ def check_once(run_id, epochs, steps):
 LONG = RECIPE | {"train": RECIPE["train"] | {"epochs": 25}}
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_driver_is_killed_repeats_no_trial_and_loses_none(launch, store, tmp_path):
     driver = launch(
         {"optim.lr": {"loguniform": [1e-4, 1e-2]}},

@@ -58,6 +58,7 @@ def launch(atlas, tmp_path, monkeypatch):
             driver.kill()
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_is_resumed_from_its_runs_id(launch, atlas, tmp_path):
     driver, recipe = launch()
     run_id = driver.until_step(20)
