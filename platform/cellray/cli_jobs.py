@@ -73,7 +73,7 @@ def status(job: JobId, *, address: At = None, json: Json = False) -> None:
 
         cluster = _cluster(address)
         found = cluster.find(job)
-        held = outcome(found, cluster.address.env)
+        held = outcome(found, cluster.address)
         document = answers_jobs.job_document(found) | vars(held)
         to.answer(document, answers_jobs.job_text(document))
 

@@ -76,7 +76,7 @@ class Job:
     def models(self) -> list[str]:
         """Give the ``models:/NAME/VERSION`` that it has registered."""
         details = self._cluster.info(self.id)
-        return [*outcome(details, self._cluster.address.env).models]
+        return [*outcome(details, self._cluster.address).models]
 
     def stop(self) -> str | None:
         """End it: a pre-training run writes a checkpoint first.

@@ -89,6 +89,10 @@ def test_a_job_trains_from_s3_and_its_model_outlives_the_cluster(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         run_id = answer(tmp_path, "models", "show", "tried", env=env)["versions"][0]["run_id"]
         assert keys(env, f"runs/{run_id}/")
+        # From the cluster's folder, without its variables: MLflow's password is found there.
+        (job,) = answer(tmp_path, "jobs", "list")
+        outcome = answer(tmp_path, "jobs", "status", job["id"])
+        assert (outcome["runs"], outcome["models"]) == ([run_id], ["models:/tried/1"])
         stored = keys(env, "mlflow/")
         assert [key for key in stored if key.endswith("safetensors")]
         told = jobs_text(env)

@@ -135,6 +135,12 @@ def test_a_job_outlives_its_client_and_registers_its_model(place):
         (version,) = json.load(answer)["registered_model"]["latest_versions"]
     assert (version["version"], version["run_id"]) == ("1", run.info.run_id)
 
+    told = place.document("jobs", "status", job)
+    assert (told["runs"], told["models"]) == ([run.info.run_id], ["models:/plates/1"])
+    assert told["links"] == [
+        f"{place.mlflow}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    ]
+
     _, err = place.run("jobs", "stop", job, status=2)
     assert f"job {job} has ended before: succeeded" in err
     _, err = place.run("jobs", "status", f"{job}0", status=2)

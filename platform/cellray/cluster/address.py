@@ -5,8 +5,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from cellray.cluster.state import MLFLOW_USER, read_credentials
 from cellray.core.errors import CellrayError
 from cellray.core.ports import is_loopback
 
@@ -41,6 +43,8 @@ class Address:
         What lets one in, where the environment does not say it.
     env
         What jobs are told on this cluster, and no secret.
+    login
+        Variables that let this process into the MLflow server of a local cluster; never sent.
     token
         The variable that gives the token, where it takes the place of the local cluster's own.
     """
@@ -49,6 +53,7 @@ class Address:
     source: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     env: Mapping[str, str] = field(default_factory=dict)
+    login: Mapping[str, str] = field(default_factory=dict, repr=False)
     token: str | None = None
 
 
@@ -127,7 +132,16 @@ def _local() -> Address | None:
         headers = {"Authorization": f"Bearer {token.read_text().strip()}"}
     except (OSError, ValueError, KeyError, TypeError):
         return None  # there is none, or one that is gone
-    return Address(url.rstrip("/"), str(LOCAL), headers, env)
+    return Address(url.rstrip("/"), str(LOCAL), headers, env, _login(state))
+
+
+def _login(state: Mapping[str, Any]) -> dict[str, str]:
+    """Give what lets one into the local cluster's MLflow; nothing where its file is gone."""
+    try:
+        password = read_credentials(Path(state["credentials"])).mlflow_password
+    except (CellrayError, KeyError, TypeError):
+        return {}
+    return {"MLFLOW_TRACKING_USERNAME": MLFLOW_USER, "MLFLOW_TRACKING_PASSWORD": password}
 
 
 def _let_in(local: Address) -> Address:

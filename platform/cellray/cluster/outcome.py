@@ -1,12 +1,14 @@
 """What has come of a job: its runs in MLflow, and the versions of models that they registered."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from mlflow.exceptions import MlflowException
 
+from cellray.cluster.address import Address
 from cellray.cluster.settings import MLFLOW
 from cellray.core.errors import CellrayError
 from cellray.track.runs import JOB
@@ -35,27 +37,43 @@ class Outcome:
     models: tuple[str, ...] = ()
 
 
-def outcome(job: Any, clusters: Mapping[str, str]) -> Outcome:  # noqa: ANN401 - Ray's JobDetails
+def outcome(job: Any, address: Address) -> Outcome:  # noqa: ANN401 - Ray's JobDetails
     """Look for a job's id in MLflow; a store that does not let one in holds nothing.
 
     Parameters
     ----------
     job
         The job.
-    clusters
-        What jobs are told on its cluster.
+    address
+        Its cluster.
     """
     told = ((job.runtime_env or {}).get("env_vars") or {}).get(MLFLOW)
     # This shell's address comes first: the nodes' own may have no meaning here.
-    uri = os.environ.get(MLFLOW) or told or clusters.get(MLFLOW)
+    uri = os.environ.get(MLFLOW) or told or address.env.get(MLFLOW)
     file = sqlite_file(uri) if uri else None
     if not uri or (file is not None and not file.exists()):
         return Outcome()
     try:
-        with store_errors():
+        with _let_in(uri, address), store_errors():
             return _found(uri, str(job.submission_id))
     except CellrayError:  # away, or it wants a password: what Ray knows is still an answer
         return Outcome()
+
+
+@contextmanager
+def _let_in(uri: str, address: Address) -> Iterator[None]:
+    """Give MLflow the local cluster's password, which it reads from the environment.
+
+    Only while the block runs, for that cluster's server, and where this shell has none of its own.
+    """
+    own = any(os.environ.get(name) for name in (*address.login, "MLFLOW_TRACKING_TOKEN"))
+    login = {} if own or uri != address.env.get(MLFLOW) else address.login
+    os.environ.update(login)
+    try:
+        yield
+    finally:
+        for name in login:
+            del os.environ[name]
 
 
 def run_name(run_id: str, uri: str | None) -> str | None:
