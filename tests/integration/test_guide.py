@@ -12,7 +12,8 @@ from tests.pages import ROOT, blocks, run_page
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.store import Atlas
 
-pytestmark = pytest.mark.slow
+# A page is a dozen processes, one after another, that each load torch: on a busy machine minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
 HERE = "tests/integration/test_guide.py"
 PLATES, EACH = 3, 500
