@@ -86,6 +86,8 @@ def fit_attempt(
     recipe, train = attempt.launch.recipe, attempt.launch.recipe.train
     use_gpu = wants_gpu(recipe, ray.cluster_resources())  # type: ignore[no-untyped-call]
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
+    # A process more, for news of nodes that will go; no worker asks for it, checkpoints do without.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     system, _ = file_system(attempt.launch.storage)
     with following(attempt.step, setup.choice.plan.steps, progress) as (ticker, failure):
         ledger = Ledger(
