@@ -19,19 +19,23 @@ HERE = "tests/integration/test_guide.py"
 PLATES, EACH = 3, 500
 CELLS = Simulation(n_cells=PLATES * EACH, n_genes=100, n_types=6, separation=0.7, seed=4)
 
-# One Ray for all of them. The third version of `plates` is better than the second by far, and than
-# an untrained encoder, so that a page on which it is promoted for that ends well.
+# Trained without Ray, which is the quicker way. The third version of `plates` is better than the
+# second by far, and than an untrained encoder: a page on which it is promoted for that ends well.
 MODELS = """
 import cellray
-from cellray.feed.session import ray_session
+from cellray.track import models, runs
+from cellray.train.local import fit
 
 for out in ("plates.zarr", "s3://bucket/plates"):
     cellray.ingest(["plate1.h5ad", "plate2.h5ad"], out)
 cellray.ingest(["plate3.h5ad"], "mine.zarr")
+atlas = cellray.Atlas.open("plates.zarr")
 recipe = cellray.Recipe.load("configs/pretrain/masked.yaml").with_(["data.batch_size=64"])
-with ray_session():
-    for name, epochs in (("plates", 1), ("plates", 2), ("plates", 30), ("pbmc", 1), ("atlas", 1)):
-        cellray.pretrain(recipe.with_([f"train.epochs={epochs}"]), "plates.zarr", name)
+for name, epochs in (("plates", 1), ("plates", 2), ("plates", 30), ("atlas", 1)):
+    learner = fit(recipe.with_([f"train.epochs={epochs}"]), atlas)
+    with runs.run(experiment="cellray", run_name=name, params={}, tags={}) as run_id:
+        facts = {"atlas": atlas.url, "atlas_digest": atlas.digest}
+        models.register(learner, run_id=run_id, name=name, facts=facts, metrics={"best_step": 1})
 cellray.promote("atlas", source="1")
 for alias in ("champion", "challenger"):
     cellray.promote("plates", source="3", to=alias)
@@ -130,21 +134,14 @@ def test_own_data_become_atlases(fresh, env, s3_server):
         assert s3_server.keys("bucket", f"{atlas}/")
 
 
-def test_a_pipeline_makes_a_champion(fresh, env):
-    planned, *_ = run_page(ROOT / "docs" / "pipeline.md", HERE, fresh, env)
-    assert "models:/plates@champion is version 1 (no champion yet)" in planned
-
-
 @pytest.mark.parametrize(
     ("page", "words"),
     [
         ("install.md", "ok "),
         ("training.md", "in all, with the process"),
-        ("evaluation.md", "clustering/model/leiden/nmi"),
         ("embedding.md", "s3://bucket/z.parquet"),
         ("promote.md", "models:/plates@champion is version 3 (was 2)"),
-        ("sweeps.md", "models:/plates@champion is version 3"),
-        ("leaderboard.md", "2 of 2 gates passed"),
+        ("pipeline.md", "nothing was started"),
         ("adapting.md", "models:/mine/1"),
     ],
 )

@@ -43,14 +43,13 @@ def held(found, times):
     return thread, stopped
 
 
-@pytest.mark.parametrize("node", ["h", "w1"])
-def test_a_node_of_a_local_cluster_is_started_again(tmp_path, node):
+def test_a_node_of_a_local_cluster_is_started_again(tmp_path):
     def raylets():
         try:
             known = state(tmp_path)
         except (OSError, ValueError):
             return []
-        sign = f"{known['scratch']}/{node}/"
+        sign = f"{known['scratch']}/w1/"
         return [p for p in marked(known["mark"]) if sign in " ".join(p.cmdline())]
 
     thread, stopped = held(raylets, 1)
@@ -70,8 +69,7 @@ def test_a_node_of_a_local_cluster_is_started_again(tmp_path, node):
     assert marked(mark) == []
 
 
-@pytest.mark.parametrize(("times", "status"), [(1, 0), (2, 1)])
-def test_a_ray_of_ones_own_is_started_once_more(tmp_path, times, status):
+def test_a_ray_of_ones_own_is_started_once_more(tmp_path):
     (tmp_path / "alone.py").write_text(ALONE)
     process = subprocess.Popen(
         [sys.executable, "alone.py"],
@@ -81,14 +79,13 @@ def test_a_ray_of_ones_own_is_started_once_more(tmp_path, times, status):
         stderr=subprocess.PIPE,
         text=True,
     )
-    thread, stopped = held(lambda: psutil.Process(process.pid).children(recursive=True), times)
+    thread, stopped = held(lambda: psutil.Process(process.pid).children(recursive=True), 1)
     out, err = process.communicate(timeout=300)
     thread.join()
-    assert len(stopped) == times
-    assert process.returncode == status, out + err
-    assert ("nodes 1" in out) == (status == 0)
+    assert len(stopped) == 1
+    assert process.returncode == 0, out + err
+    assert "nodes 1" in out
     assert "trying once more" in err
-    assert ("this machine is too busy: Ray did not start" in err) == (status != 0)
     for pid in stopped:
         assert not psutil.pid_exists(pid)
 
@@ -110,4 +107,5 @@ def test_a_verb_says_it_in_one_line(tmp_path):
     thread.join()
     assert process.returncode == 2, out + err
     assert "Traceback" not in out + err
+    assert "this machine is too busy: Ray did not start" in err
     assert "try again when less runs" in err
