@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from zlib import crc32
 
 import pytest
 from hypothesis import settings
@@ -60,6 +61,25 @@ def ray_local() -> Iterator[None]:
         )
     yield
     ray.shutdown()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--share", metavar="K/N", help="of the slow tests one share of N, from 0")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the slow tests of other shares: by their names, so that none is in two."""
+    if not (asked := config.getoption("--share")):
+        return
+    share, shares = map(int, asked.split("/"))
+    others = [
+        one
+        for one in items
+        if one.get_closest_marker("slow") and crc32(one.nodeid.encode()) % shares != share
+    ]
+    left_out = set(others)
+    items[:] = [one for one in items if one not in left_out]
+    config.hook.pytest_deselected(items=others)
 
 
 @pytest.hookimpl(wrapper=True)
