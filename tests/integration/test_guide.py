@@ -134,6 +134,11 @@ def test_own_data_become_atlases(fresh, env, s3_server):
         assert s3_server.keys("bucket", f"{atlas}/")
 
 
+def test_a_pipeline_is_planned(fresh, env):
+    (planned,) = run_page(ROOT / "docs" / "pipeline.md", HERE, fresh, env)
+    assert "nothing was started" in planned
+
+
 @pytest.mark.parametrize(
     ("page", "words"),
     [
@@ -141,7 +146,6 @@ def test_own_data_become_atlases(fresh, env, s3_server):
         ("training.md", "in all, with the process"),
         ("embedding.md", "s3://bucket/z.parquet"),
         ("promote.md", "models:/plates@champion is version 3 (was 2)"),
-        ("pipeline.md", "nothing was started"),
         ("adapting.md", "models:/mine/1"),
     ],
 )
