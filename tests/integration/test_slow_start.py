@@ -36,9 +36,16 @@ def hold(found, stopped, times, until):
         time.sleep(0.02)
 
 
+def family(pid):
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
 def held(found, times):
     stopped = []
-    thread = threading.Thread(target=hold, args=(found, stopped, times, time.monotonic() + 300))
+    thread = threading.Thread(target=hold, args=(found, stopped, times, time.monotonic() + 100))
     thread.start()
     return thread, stopped
 
@@ -79,7 +86,7 @@ def test_a_ray_of_ones_own_is_started_once_more(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    thread, stopped = held(lambda: psutil.Process(process.pid).children(recursive=True), 1)
+    thread, stopped = held(lambda: family(process.pid), 1)
     out, err = process.communicate(timeout=300)
     thread.join()
     assert len(stopped) == 1
@@ -93,7 +100,15 @@ def test_a_ray_of_ones_own_is_started_once_more(tmp_path):
 def test_a_verb_says_it_in_one_line(tmp_path):
     simulate_anndata(Simulation(n_cells=400, n_genes=120, seed=2)).write_h5ad(tmp_path / "a.h5ad")
     answer(tmp_path, "ingest", "a.h5ad", "--out", "a.zarr")
-    words = ["pretrain", "--recipe", ROOT / "configs" / "smoke.yaml", "--atlas", "a.zarr"]
+    words = [
+        "pretrain",
+        "--recipe",
+        ROOT / "configs" / "smoke.yaml",
+        "--atlas",
+        "a.zarr",
+        "--name",
+        "a",
+    ]
     process = subprocess.Popen(
         [*CELLRAY, *map(str, words)],
         cwd=tmp_path,
@@ -102,7 +117,7 @@ def test_a_verb_says_it_in_one_line(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    thread, _ = held(lambda: psutil.Process(process.pid).children(recursive=True), 2)
+    thread, _ = held(lambda: family(process.pid), 2)
     out, err = process.communicate(timeout=300)
     thread.join()
     assert process.returncode == 2, out + err

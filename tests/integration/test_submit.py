@@ -173,7 +173,7 @@ asyncio.run(cell())
 def test_a_notebook_submits_a_job_and_learns_why_it_failed(place):
     out, _ = place.run(NOTEBOOK, python=("-c",))
     failed, ended = re.findall(r"^error (.*)$", out, re.MULTILINE)
-    assert re.match(r"job inspect-cell-\S+ failed: .*s3://no-such-bucket/atlas", failed)
+    assert re.match(r"job inspect-cell-\S+ failed: error: .*no-such-bucket", failed)
     assert re.search("has ended before: failed; see 'cellray jobs logs inspect-cell-", ended)
     assert "no-such-bucket" in out.partition("error ")[0]  # the log was shown
 

@@ -6,9 +6,10 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
+import psutil
 import ray
 
 from cellray.core.errors import CellrayError
@@ -77,6 +78,7 @@ def ray_session(num_cpus: int | None = None, *, dashboard: bool = False) -> Iter
 
 def _start(num_cpus: int, *, dashboard: bool) -> None:
     """Start a Ray of this process, and once more where a busy machine was too slow for it."""
+    before = _children()
     for left in reversed(range(TRIES)):
         try:
             ray.init(
@@ -90,6 +92,9 @@ def _start(num_cpus: int, *, dashboard: bool) -> None:
         except Exception as error:  # Ray's has no type of its own
             if TOO_SLOW not in str(error):
                 raise
+            for process in _children() - before:  # they would run on beside the next ones
+                with suppress(psutil.Error):
+                    process.kill()
             if not left:
                 raise CellrayError(
                     "this machine is too busy: Ray did not start within its 30 s",
@@ -98,6 +103,10 @@ def _start(num_cpus: int, *, dashboard: bool) -> None:
             logger.warning("Ray did not start within its 30 s; trying once more")
         else:
             return
+
+
+def _children() -> set[psutil.Process]:
+    return {*psutil.Process().children(recursive=True)}
 
 
 def _knock(address: str) -> None:
