@@ -66,9 +66,9 @@ class Stage:
     def rate(self) -> float | None:
         """Give units a second of late; None when not known yet."""
         # The first interval holds what comes before the work itself, such as Ray's start: of trials
-        # and the like it is a small part, of steps and cells nearly all.
+        # and the like it is a small part, of steps and cells nearly all. At the end it counts.
         marks = [*self._marks]
-        if self.unit in _QUICK or len(marks) > 2:
+        if len(marks) > 2 or (self.unit in _QUICK and self._ended is None):
             del marks[0]
         if len(marks) < 2:
             return None

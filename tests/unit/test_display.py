@@ -48,7 +48,7 @@ def test_a_line_leaves_out_what_is_not_known():
 
 def test_the_last_line_says_how_long_it_took():
     assert plain(train((110, 500, {}), (300, 1000, {})), 400) == (
-        "train 1,000/1,000 100% · took 3 min"
+        "train 1,000/1,000 100% · 2.63 steps/s · took 3 min"
     )
 
 
