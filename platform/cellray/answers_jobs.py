@@ -125,12 +125,9 @@ def why(job: Mapping[str, Any]) -> list[str]:
     """Give the last error among what a failed job has said, or else its last lines."""
     said = [line for line in (job["message"] or "").splitlines() if line.strip()]
     own = [line for line in said if not RAYS.match(line)]
-    errors = [line for line in own if ERROR.match(line)]
-    if (
-        own and own == said[:1]
-    ):  # it has written nothing itself: that ends in "last available logs ..."
+    if own and own == said[:1]:  # Ray's word for its end alone: it has written nothing itself
         return [own[0].partition(", last available logs")[0]]
-    return errors[-1:] or own[-3:]
+    return [line for line in own if ERROR.match(line)][-1:] or own[-3:]
 
 
 def _end(job: Mapping[str, Any]) -> str:

@@ -43,6 +43,17 @@ def family(pid):
         return []
 
 
+def started(folder, *command):
+    return subprocess.Popen(
+        [*map(str, command)],
+        cwd=folder,
+        env=bare(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def held(found, times):
     stopped = []
     thread = threading.Thread(target=hold, args=(found, stopped, times, time.monotonic() + 100))
@@ -78,14 +89,7 @@ def test_a_node_of_a_local_cluster_is_started_again(tmp_path):
 
 def test_a_ray_of_ones_own_is_started_once_more(tmp_path):
     (tmp_path / "alone.py").write_text(ALONE)
-    process = subprocess.Popen(
-        [sys.executable, "alone.py"],
-        cwd=tmp_path,
-        env=bare(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started(tmp_path, sys.executable, "alone.py")
     thread, stopped = held(lambda: family(process.pid), 1)
     out, err = process.communicate(timeout=300)
     thread.join()
@@ -109,14 +113,7 @@ def test_a_verb_says_it_in_one_line(tmp_path):
         "--name",
         "a",
     ]
-    process = subprocess.Popen(
-        [*CELLRAY, *map(str, words)],
-        cwd=tmp_path,
-        env=bare(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started(tmp_path, *CELLRAY, *words)
     thread, _ = held(lambda: family(process.pid), 2)
     out, err = process.communicate(timeout=300)
     thread.join()

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from mlflow import MlflowClient
+from tests.listening import listening
 
 from cellray.completion import names_in, recipe_changes
 from cellray.core.recipe import Recipe, dotted_keys
@@ -75,15 +75,8 @@ def dashboard(seconds=0.0):
         def log_message(self, *_):
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as url:
+        yield url
 
 
 def test_jobs_of_a_cluster_are_completed(tmp_path):

@@ -1,9 +1,10 @@
 """A small server that stands in for a cluster's dashboard."""
 
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import MappingProxyType
+
+from tests.listening import listening
 
 
 @contextmanager
@@ -25,12 +26,5 @@ def answering(status, body, then=None, by_path=MappingProxyType({})):
         def log_message(self, *_):
             """Say nothing."""
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as url:
+        yield url

@@ -3,11 +3,11 @@
 import base64
 import json
 import os
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+from tests.listening import listening
 
 from cellray.cluster.address import Address, find_address
 from cellray.cluster.outcome import Outcome, outcome
@@ -64,10 +64,8 @@ def server():
         def log_message(self, *_):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        threading.Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.server_port}", seen
-        listening.shutdown()
+    with listening(Handler) as url:
+        yield url, seen
 
 
 def test_a_local_clusters_password_goes_to_its_own_server_alone(
