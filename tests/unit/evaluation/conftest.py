@@ -50,7 +50,7 @@ def made_registry(made_store, tmp_path_factory):
 
 @pytest.fixture
 def registry(made_registry, tmp_path, monkeypatch):
-    """Work in a folder of its own; the models' files stay where they were made."""
+    """Work in a copy, in a folder of its own; the models' files stay where they were made."""
     shutil.copytree(made_registry / ".cellray", tmp_path / ".cellray")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

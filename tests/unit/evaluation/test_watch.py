@@ -44,7 +44,6 @@ def run(log, monkeypatch):
 
     fake = Run()
     fake.scores, fake.calls = dict(Run.scores), []
-    fake.folder = Path.cwd()
     monkeypatch.setattr(watch, "runner", lambda: fake)
     return fake
 
@@ -232,13 +231,12 @@ def test_ctrl_c_ends_it_with_a_line(run, atlas, monkeypatch, capfd):
     assert capfd.readouterr().err.splitlines()[-1] == "interrupted"
 
 
-def test_an_atlas_is_named_by_its_full_path(run, atlas, monkeypatch):
+def test_an_atlas_is_named_by_its_full_path(run, atlas):
     """The job has another working folder."""
-    monkeypatch.chdir(Path(atlas.url).parent)
-    shutil.copytree(run.folder / ".cellray", ".cellray", dirs_exist_ok=True)
-    (first, _, _, _) = look(Path(atlas.url).name)
-    assert run.calls[0][2] == atlas.url
-    assert atlas.url in first.line
+    shutil.copytree(atlas.url, "cells.zarr")
+    (first, _, _, _) = look("cells.zarr")
+    assert run.calls[0][2] == str(Path.cwd() / "cells.zarr")
+    assert run.calls[0][2] in first.line
 
 
 def test_what_a_suite_names_beside_the_job_is_named_by_its_full_path(tmp_path, monkeypatch):

@@ -49,8 +49,8 @@ def test_signs_that_are_refused_end_nothing_and_come_again(run_id, monkeypatch):
     client().delete_run(run_id)
     with signs_of_life(run_id):
         time.sleep(0.5)
-        client().restore_run(run_id)
         assert tag(run_id) is None
+        client().restore_run(run_id)
         until(lambda: tag(run_id))
 
 
