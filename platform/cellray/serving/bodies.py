@@ -25,6 +25,8 @@ MAX_CELLS = 20_000
 UNPACKED = 1 << 30
 """Bytes that an .h5ad may unpack to: a small body may hold a great many zeros."""
 ELEMENTS = 1 << 24
+LINGERING = 16 << 20
+"""Bytes of a body that is too large that are taken beyond what is allowed."""
 FILE = "counts.h5ad"
 
 
@@ -72,7 +74,10 @@ class _Document(BaseModel):
 
 
 async def taken(stream: AsyncIterator[bytes], declared: str | None, limit: int) -> bytes:
-    """Take a body, and no more of it than is allowed.
+    """Take a body, and keep no more of it than is allowed.
+
+    A client that finds the connection closed while it sends does not see the answer, so that
+    `LINGERING` bytes more are taken and thrown away.
 
     Parameters
     ----------
@@ -88,13 +93,15 @@ async def taken(stream: AsyncIterator[bytes], declared: str | None, limit: int) 
     RequestError
         It is larger: 413.
     """
-    body = bytearray()
+    body, seen = bytearray(), 0
     large = bool(declared and declared.isdigit() and int(declared) > limit)
-    if not large:
-        async for part in stream:
+    async for part in stream:
+        seen += len(part)
+        large = large or seen > limit
+        if not large:
             body += part
-            if large := len(body) > limit:
-                break
+        elif seen > limit + LINGERING:
+            break
     if large:
         raise RequestError(
             413, f"the body is larger than {limit >> 20} MiB", "send the cells in several requests"

@@ -14,7 +14,7 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 from cellray.serving import bodies
-from cellray.serving.bodies import H5AD, JSON, RequestError, parse, taken, to_arrow
+from cellray.serving.bodies import H5AD, JSON, LINGERING, RequestError, parse, taken, to_arrow
 
 GENES = ["CD3D", "MS4A1", "LYZ"]
 COUNTS = np.array([[0, 2, 0], [1, 0, 300], [0, 0, 0]])
@@ -158,6 +158,25 @@ def test_a_body_is_taken_up_to_the_limit():
         with pytest.raises(RequestError) as caught:
             asyncio.run(taken(parts(), declared, limit))
         assert caught.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("sent", "taken_of_it"),
+    [(LINGERING // 2, LINGERING // 2), (4 * LINGERING, (1 << 20) + LINGERING + (1 << 18))],
+)
+def test_a_client_that_still_sends_is_heard_out_but_not_for_ever(sent, taken_of_it):
+    """Who finds the connection closed while it sends does not see the answer."""
+    part, seen = bytes(1 << 18), 0
+
+    async def parts():
+        nonlocal seen
+        while seen < sent:
+            seen += len(part)
+            yield part
+
+    with pytest.raises(RequestError, match="larger than 1 MiB"):
+        asyncio.run(taken(parts(), None, 1 << 20))
+    assert seen == taken_of_it
 
 
 def test_embeddings_as_arrow():
