@@ -211,6 +211,30 @@ def test_ctrl_c_leaves_a_job_alone_and_a_stop_ends_it_in_a_checkpoint(place):
 
 
 @pytest.mark.slow
+def test_a_stopped_sweep_goes_on_as_another_job(place):
+    words = ["--recipe", sweep_file(place, {"train": {"epochs": 400}}), "--atlas", place.atlas]
+    storage = ["--storage", f"s3://{place.bucket}/runs"]
+    job = place.submit("sweep", *words, *storage, "--name", "stopped-sweep")
+    until(lambda: any(steps(place, run) for run in place.mlflow_runs(job)))
+    found = place.document("jobs", "stop", job)
+    sweep, trial = sorted(place.mlflow_runs(job), key=lambda run: run.info.start_time)
+    assert trial.data.tags["mlflow.parentRunId"] == sweep.info.run_id
+    assert found["resume"] == f"cellray submit sweep --resume {sweep.info.run_id}"
+    assert {run.info.status for run in (sweep, trial)} == {"KILLED"}
+    log, _ = place.run("jobs", "logs", job, "--follow", status=143)
+    assert f"to go on with this sweep: {found['resume']}\n" in log
+    reached = steps(place, trial)[-1]
+
+    again = place.submit("sweep", "--resume", sweep.info.run_id)
+    until(lambda: steps(place, trial)[-1] > reached + 5)
+    place.run("jobs", "stop", again)
+    after = steps(place, trial)
+    assert after == list(range(1, after[-1] + 1))
+    ids = {run.info.run_id for run in (sweep, trial)}
+    assert {run.info.run_id for run in place.mlflow_runs(again)} == ids
+
+
+@pytest.mark.slow
 def test_evaluations_and_sweeps_carry_their_jobs_id(place):
     sweep = place.submit(
         *("sweep", "--recipe", sweep_file(place), "--atlas", place.atlas, "--name", "swept"),
@@ -323,9 +347,11 @@ def until(condition, seconds=300):
         time.sleep(0.5)
 
 
-def sweep_file(place):
+def sweep_file(place, recipe=None):
+    """Write a sweep of one trial, of the place's recipe but for what is given."""
     file = place.folder / "sweep.yaml"
     space = {"optim.lr": {"loguniform": [1e-3, 2e-3]}}
-    wanted = {"recipe": {"base": "recipe.yaml"}, "space": space, "budget": {"trials": 1}}
+    recipe = {"base": "recipe.yaml"} | (recipe or {})
+    wanted = {"recipe": recipe, "space": space, "budget": {"trials": 1}}
     file.write_text(yaml.safe_dump(wanted))
     return file
