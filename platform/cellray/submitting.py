@@ -133,7 +133,8 @@ def send(
         if resumed := fitted.values.get("resume"):
             from cellray.cluster.outcome import run_name
 
-            about = run_name(resumed, os.environ.get(MLFLOW) or mlflow)
+            seen = os.environ.get(MLFLOW) or mlflow  # the same one, or what this shell uses
+            about = run_name(resumed, seen, must=seen == mlflow)
         fitted.words += _storage(command, fitted.values, here=here)
         if asked.code:
             shipment.add_code()

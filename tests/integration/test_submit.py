@@ -200,6 +200,8 @@ def test_ctrl_c_leaves_a_job_alone_and_a_stop_ends_it_in_a_checkpoint(place):
     assert log.splitlines()[-1] == "terminated"
     reached = steps(place, run)[-1]
 
+    _, err = place.run("submit", "pretrain", "--resume", "0" * 32, status=2)
+    assert err == f"error: no run '{'0' * 32}' at {place.mlflow}; see the runs on MLflow's page\n"
     # Every planned cell comes once, or the run would fail.
     again = place.submit("pretrain", "--resume", run.info.run_id, "--set", "train.patience=1")
     _, err = place.run("jobs", "logs", again, "--follow")

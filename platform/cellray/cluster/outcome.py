@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from cellray.cluster.address import Address
 from cellray.cluster.settings import MLFLOW
 from cellray.core.errors import CellrayError
+from cellray.core.secrets import scrub
 from cellray.track.runs import JOB
 from cellray.track.store import client, store_errors
 from cellray.track.uri import run_page, sqlite_file
@@ -76,15 +77,27 @@ def _let_in(uri: str, address: Address) -> Iterator[None]:
             del os.environ[name]
 
 
-def run_name(run_id: str, uri: str | None) -> str | None:
-    """Give the name of a run, where a store says it at once."""
+def run_name(run_id: str, uri: str | None, *, must: bool) -> str | None:
+    """Give the name of a run, where a store says it at once.
+
+    Raises
+    ------
+    CellrayError
+        The store has no such run, and it `must` be there.
+    """
     file = sqlite_file(uri) if uri else None
     if not uri or (file is not None and not file.exists()):
         return None
     try:
         with store_errors():
             name: str | None = client(uri).get_run(run_id).info.run_name
-    except (CellrayError, MlflowException):  # no such run, or the store does not let one in
+    except CellrayError:  # it does not answer, or does not let one in
+        return None
+    except MlflowException as error:
+        if must and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise CellrayError(
+                f"no run '{run_id}' at {scrub(uri)}", "see the runs on MLflow's page"
+            ) from error
         return None
     return name
 

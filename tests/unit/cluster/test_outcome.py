@@ -10,7 +10,8 @@ import pytest
 from tests.listening import listening
 
 from cellray.cluster.address import Address, find_address
-from cellray.cluster.outcome import Outcome, outcome
+from cellray.cluster.outcome import Outcome, outcome, run_name
+from cellray.core.errors import CellrayError
 from cellray.track.store import client, experiment_id, tracking_uri
 
 JOB = "pretrain-plates-20261129-031502-ab12cd34"
@@ -102,3 +103,11 @@ def test_a_local_clusters_password_goes_to_its_own_server_alone(
     (folder / "credentials.json").unlink()
     outcome(Details(), find_address())
     assert {*seen} == {None}  # asked, and not told
+
+
+def test_a_run_to_go_on_with_is_missed_only_where_the_store_says_so(store):
+    absent = "0" * 32
+    with pytest.raises(CellrayError, match=f"no run '{absent}' at sqlite:///.*; see the runs on"):
+        run_name(absent, tracking_uri(), must=True)
+    assert run_name(absent, tracking_uri(), must=False) is None
+    assert run_name(absent, "http://127.0.0.1:9", must=True) is None
