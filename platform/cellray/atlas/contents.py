@@ -14,6 +14,7 @@ from obstore.store import ObjectStore
 
 from cellray.atlas.columns import write_obs, write_var
 from cellray.atlas.counts import Source
+from cellray.atlas.digests import joint_digest
 from cellray.atlas.joining import Joined, moved_chunks
 from cellray.atlas.manifest import FORMAT, PartFacts
 from cellray.atlas.mishaps import full_disk
@@ -128,7 +129,7 @@ def write_part(
         nnz=written["X"].nnz,
         max_count=written["X"].greatest,
         seed=contents.seed,
-        digest=hashlib.sha256(b"".join(digests)).hexdigest(),
+        digest=joint_digest(digests).hex(),
         sources=[
             {
                 "name": name,

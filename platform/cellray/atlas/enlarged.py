@@ -3,7 +3,6 @@
 The source stays as it is; the copy appears whole or not at all (`cellray.atlas.staging`).
 """
 
-import hashlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 import obstore
 from numpy.typing import NDArray
 
+from cellray.atlas.digests import enlarged_digest
 from cellray.atlas.manifest import FORMAT, PARTS, Manifest, PartFacts, publish, refuse_inside
 from cellray.atlas.mishaps import full_disk
 from cellray.atlas.nodes import DICT, ROOT, put_group
@@ -139,8 +139,8 @@ def size_of(source: Atlas) -> int:
 
 def _with(part: PartFacts, path: str, stated: dict[str, Any], digest: bytes) -> PartFacts:
     """Give a part's facts with one more matrix; its digest covers that too."""
-    joined = hashlib.sha256(bytes.fromhex(part.digest) + path.encode() + digest).hexdigest()
-    return replace(part, digest=joined, matrices={**part.matrices, path: stated})
+    whole = enlarged_digest(part.digest, path, digest)
+    return replace(part, digest=whole, matrices={**part.matrices, path: stated})
 
 
 def _copy(source: Atlas, stage: Stage) -> None:

@@ -5,7 +5,6 @@ rows to local disk (`cellray.atlas.shuffle`). The second brings them back in the
 writes shard after shard, each once. A journal holds what is done: a killed ingest goes on there.
 """
 
-import hashlib
 import math
 import shutil
 from collections import deque
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from obstore.store import ObjectStore
 
 from cellray.atlas.counts import Chunks
+from cellray.atlas.digests import joint_digest
 from cellray.atlas.nodes import put_group
 from cellray.atlas.shuffle import Piece, Spill
 from cellray.atlas.staging import Stage
@@ -208,8 +208,8 @@ def _write(
                 done += len(bucket.lengths)
                 tick("write", done)
         stage.check()
-        digests = [stream.close() for stream in streams.values()]
-    return Written(spill.elements, spill.greatest, hashlib.sha256(b"".join(digests)).hexdigest())
+        digest = joint_digest([stream.close() for stream in streams.values()]).hex()
+    return Written(spill.elements, spill.greatest, digest)
 
 
 def _streams(

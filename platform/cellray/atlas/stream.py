@@ -1,6 +1,5 @@
 """Writing sharded arrays that grow at their end."""
 
-import hashlib
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -13,6 +12,7 @@ from obstore.store import ObjectStore
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 
+from cellray.atlas.digests import array_digest, chunk_digest, joint_digest
 from cellray.atlas.journal import Journal
 from cellray.atlas.nodes import ROOT, put_json
 from cellray.atlas.shards import CAST, Layout, encode_chunk, join_chunks
@@ -124,8 +124,7 @@ class Stream:
         if self.position != self.layout.size:
             msg = f"{self.layout.path}: {self.position} of {self.layout.size} elements came"
             raise RuntimeError(msg)
-        head = self.layout.dtype.str.encode()
-        return hashlib.sha256(b"".join([head, *self._digests])).digest()
+        return array_digest(self.layout.dtype, self._digests)
 
     def _pack(self, parts: list[NDArray[Any]]) -> None:
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -146,7 +145,7 @@ class Stream:
         packed = [chunk.result() for chunk in chunks]
         body = join_chunks([chunk for chunk, _ in packed], self.layout.chunks_per_shard)
         obstore.put(self._store, self.layout.object_path(number), body)
-        return hashlib.sha256(b"".join(digest for _, digest in packed)).digest()
+        return joint_digest(digest for _, digest in packed)
 
     def _note(self) -> None:
         """Note the shard that was handed to a thread, once it is in the store."""
@@ -160,7 +159,7 @@ class Stream:
 
 def pack(values: NDArray[Any], size: int) -> Packed:
     """Compress a chunk, filled up with zeros at the array's end; give it and its digest."""
-    digest = hashlib.sha256(np.ascontiguousarray(values).view(np.uint8).data).digest()
+    digest = chunk_digest(values)
     if len(values) < size:
         values = np.concatenate([values, np.zeros(size - len(values), values.dtype)])
     return encode_chunk(np.ascontiguousarray(values)), digest

@@ -14,6 +14,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
+from cellray.atlas.digests import column_bytes, column_head
 from cellray.atlas.nodes import ROOT, put_all, put_group
 
 CHUNK = 1 << 16
@@ -62,15 +63,15 @@ def write_table(
     put_group(store, path, attributes)
     digest = hashlib.sha256()
     for name, column in columns:
-        digest.update(f"{name}:{column.dtype}".encode())
-        if isinstance(column, np.ndarray) and column.dtype.kind == "T":
-            _write_strings(store, f"{path}/{name}", n_rows, column.__getitem__, digest)
-            continue
         if isinstance(column, pd.Categorical):
-            digest.update("\x1f".join(map(str, column.categories)).encode())
-            digest.update(column.codes.astype(np.int32).tobytes())
+            digest.update(column_head(name, column.dtype, column.categories))
+            digest.update(column_bytes(column.codes.astype(np.int32)))
         else:
-            digest.update(column.tobytes())
+            digest.update(column_head(name, column.dtype))
+            if column.dtype.kind == "T":
+                _write_strings(store, f"{path}/{name}", n_rows, column.__getitem__, digest)
+                continue
+            digest.update(column_bytes(column))
         write_element(store, f"{path}/{name}", column)
     _write_strings(store, f"{path}/_index", n_rows, index, digest)
     return digest.digest()
@@ -125,6 +126,6 @@ def _write_strings(
     for start in range(0, n_rows, CHUNK):
         rows = slice(start, min(start + CHUNK, n_rows))
         values = strings(rows).astype(object)
-        digest.update("\x1f".join(values).encode())
+        digest.update(column_bytes(values))
         array[rows] = values
         put_all(store, path, memory)
