@@ -21,6 +21,8 @@ from cellray.atlas.storage import Fetch
 CRC_BYTES = 4
 CAST = "numcodecs.astype"
 _ABSENT = np.uint64(2**64 - 1)
+_BLOSC_HEADER = 16
+_BLOSC_SIZES = (4, 12)  # where in it the sizes lie: of what is packed, and of all that is
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,12 @@ class ShardReader:
         Raises
         ------
         DamagedError
-            The shard is gone, cut short, or its index is corrupt.
+            The shard or a chunk is gone, it is cut short, or its index is corrupt.
         """
         shard = int(chunks[0]) // self.layout.chunks_per_shard
         index = self._index(shard)[chunks - shard * self.layout.chunks_per_shard].astype(np.int64)
+        if index.min() < 0:
+            raise DamagedError(f"a chunk of shard {shard}", "gone")
         starts, ends = index[:, 0], index.sum(axis=1)
         low, high = int(starts.min()), int(ends.max())
         try:
@@ -129,10 +133,12 @@ class ShardReader:
         Raises
         ------
         DamagedError
-            The checksum is wrong.
+            The checksum is wrong, or the chunk holds more or less than it must.
         """
         body, crc = packed[:-CRC_BYTES], packed[-CRC_BYTES:]
-        if checksum(body) != int.from_bytes(crc, "little"):
+        # blosc trusts its header: it would read on, or leave a part of `out` as it was.
+        sizes = [int.from_bytes(body[at : at + 4], "little") for at in _BLOSC_SIZES]
+        if checksum(body) != int.from_bytes(crc, "little") or sizes != [out.nbytes, len(body)]:
             raise DamagedError(f"chunk {number}", "corrupt")
         try:
             blosc.decompress(body, out)
@@ -150,6 +156,11 @@ class ShardReader:
             if len(body) != size or checksum(index) != int.from_bytes(crc, "little"):
                 raise DamagedError(f"the index of shard {shard}", "corrupt")
             table = np.frombuffer(index, "<u8").reshape(-1, 2)
+            # One that was written anew may ask for any number of bytes.
+            most = self.layout.chunk * self.layout.dtype.itemsize + _BLOSC_HEADER + CRC_BYTES
+            there = table[(table != _ABSENT).any(axis=1)]
+            if (there > [most * self.layout.chunks_per_shard, most]).any():
+                raise DamagedError(f"the index of shard {shard}", "corrupt")
             self._indices[shard] = table
         return self._indices[shard]
 

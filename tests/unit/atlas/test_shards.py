@@ -10,7 +10,15 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from cellray.atlas.journal import Journal
-from cellray.atlas.shards import DamagedError, Layout, ShardReader, encode_chunk
+from cellray.atlas.shards import (
+    CRC_BYTES,
+    DamagedError,
+    Layout,
+    ShardReader,
+    checksum,
+    encode_chunk,
+    join_chunks,
+)
 from cellray.atlas.storage import fetcher, object_store
 from cellray.atlas.stream import Stream
 
@@ -127,3 +135,41 @@ def test_any_flipped_byte_of_a_chunk_is_found(tmp_path, place):
     packed[place] ^= 1
     with pytest.raises(DamagedError):
         reader(tmp_path / "s").decode(0, memoryview(packed), np.empty(10, np.uint16))
+
+
+def sealed(body):
+    """Close bytes with their checksum."""
+    return body + checksum(body).to_bytes(CRC_BYTES, "little")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("none", ""),
+        ("absent", "a chunk of shard 0.*gone"),
+        ("far", "the index of shard 0.*corrupt"),
+        ("large", "the index of shard 0.*corrupt"),
+        ("short", "chunk 0.*corrupt"),
+        ("false sizes", "chunk 0.*corrupt"),
+    ],
+)
+def test_what_asks_for_the_impossible_is_refused_though_its_checksum_fits(tmp_path, spoil, said):
+    values = np.arange(20, dtype=np.uint16)
+    for out in stream(tmp_path / "s", (20,), np.uint16):
+        out.append(values)
+        out.close()
+    first = encode_chunk(values[: 5 if spoil == "short" else 10])
+    if spoil == "false sizes":
+        first = sealed(first[:12] + (1 << 20).to_bytes(4, "little") + first[16:-CRC_BYTES])
+    body = join_chunks([first, encode_chunk(values[10:])], 2)
+    far = (1 << 50).to_bytes(8, "little")
+    entry = {"absent": b"\xff" * 16, "far": far, "large": bytes(8) + far}.get(spoil, b"")
+    cut = len(body) - 2 * 16 - CRC_BYTES
+    index = entry + body[cut + len(entry) : -CRC_BYTES]
+    (tmp_path / "s/a/c/0").write_bytes(body[:cut] + sealed(index))
+    found = reader(tmp_path / "s")
+    if not said:
+        np.testing.assert_array_equal(decoded(found, [0, 1]).reshape(-1), values)
+        return
+    with pytest.raises(DamagedError, match=said):
+        decoded(found, [0, 1])
