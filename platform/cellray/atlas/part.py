@@ -216,9 +216,12 @@ class Part:
 
     def categories(self, name: str) -> NDArray[Any]:
         """Read the categories that a column's codes stand for."""
-        with self._whole(f"obs/{name}/categories"):
-            self._require(f"obs/{name}/categories", 0)
-            return np.asarray(read_element(self.group[f"obs/{name}/categories"]))
+        path = f"obs/{name}/categories"
+        with self._whole(path):
+            array: Any = self.group[path]
+            if array.shape[0]:  # a column that is missing everywhere has none, and no chunk of them
+                self._require(path, 0)
+            return np.asarray(read_element(array))
 
     def _read_column_chunk(self, name: str, number: int) -> NDArray[Any]:
         path = f"obs/{name}/codes" if self.is_categorical(name) else f"obs/{name}"

@@ -3,6 +3,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 
@@ -71,6 +72,16 @@ def test_obs_codes_come_with_the_span(atlas):
     assert list(atlas.categories("kind")[rows.obs["kind"]]) == list(obs["kind"])
     assert list(rows.obs["passed"]) == list(obs["passed"])
     assert list(rows.obs["cellray_row"]) == list(obs["cellray_row"])
+
+
+def test_a_column_that_is_missing_everywhere_is_read(counted, tmp_path):
+    data = counted(20)
+    data.obs["nothing"] = pd.Categorical([None] * 20)
+    data.write_h5ad(tmp_path / "a.h5ad")
+    made = ingest([tmp_path / "a.h5ad"], tmp_path / "out")
+    assert list(made.categories("nothing")) == []
+    assert made.obs(["nothing"])["nothing"].isna().all()
+    assert list(made.read(Span(0, 3), obs=["nothing"]).obs["nothing"]) == [-1, -1, -1]
 
 
 def test_unknown_columns_are_suggested(atlas):
