@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def atlas_text(document: Mapping[str, Any]) -> str:
-    """Lay out what `cellray.atlas.describe.describe` found."""
+    """Lay out what `cellray.atlas.describe.describe` found, and whether it was verified."""
     arrays = {
         name: f"{layout['declared']}"
         + (f", stored as {layout['stored']}" if layout["stored"] != layout["declared"] else "")
@@ -25,6 +25,7 @@ def atlas_text(document: Mapping[str, Any]) -> str:
     head = {
         "atlas": document["url"],
         "digest": document["digest"],
+        **({"verified": "all was read anew"} if document.get("verified") else {}),
         "cells": f"{document['cells']:,}, shuffled with seed {document['seed']}"
         + (f"; in parts of {_numbers(document['parts'])}" if len(document["parts"]) > 1 else ""),
         "genes": f"{document['genes']:,}",

@@ -149,6 +149,7 @@ def ingest(
     epilog=examples(
         "cellray inspect plates.zarr",
         "cellray inspect s3://bucket/pbmc --json",
+        "cellray inspect plates.zarr --verify",
         "cellray inspect plates.zarr --plan --label plate --set data.batch_size=4096",
     )
 )
@@ -164,6 +165,10 @@ def inspect(
     label: Annotated[
         str | None, typer.Option(help="With --plan: obs column whose entropy a batch has.")
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read all content anew and compare it with its digest."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Say what an atlas holds, or what a plan of training on it costs.
@@ -172,10 +177,14 @@ def inspect(
 
     With --plan: requests and bytes of a slab and an epoch, decode amplification, entropy of a
     label in a batch, memory, steps, and what an epoch leaves out or repeats.
+
+    With --verify: whether counts, what rides along, obs and var are as they were written.
     """
     with console(as_json=json) as to:
         from cellray.atlas.store import Atlas
 
+        if plan and verify:
+            raise CellrayError("a plan reads no content to verify", "leave out --plan or --verify")
         if plan:
             from cellray.atlas.choose import check_read, choose
             from cellray.atlas.forecast import forecast
@@ -198,7 +207,12 @@ def inspect(
             )
         from cellray.atlas.describe import describe
 
-        document = describe(Atlas.open(atlas))
+        opened = Atlas.open(atlas)
+        if verify:
+            from cellray.atlas.verify import verify as verify_content
+
+            verify_content(opened, progress=to.progress)
+        document = describe(opened) | ({"verified": True} if verify else {})
         to.answer(document, answers.atlas_text(document))
 
 

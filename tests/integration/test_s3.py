@@ -9,6 +9,7 @@ import pytest
 from cellray.atlas.describe import describe
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.store import Atlas
+from cellray.atlas.verify import verify
 from cellray.atlas.write import append, ingest
 from cellray.core.errors import CellrayError
 from cellray.core.types import Span
@@ -40,6 +41,7 @@ def test_an_atlas_in_a_bucket_equals_the_one_in_a_folder(s3, remote, source, tmp
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
             assert getattr(ours, name).dtype == getattr(theirs, name).dtype
         np.testing.assert_array_equal(ours.obs["cell_type"], theirs.obs["cell_type"])
+    verify(remote)
 
 
 def test_describing_reads_sizes_from_the_bucket(s3, remote):

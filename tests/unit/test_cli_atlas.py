@@ -1,5 +1,6 @@
 """The verbs of atlases: what they refuse, and what they say beside their answers."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -7,7 +8,9 @@ import sys
 
 import pandas as pd
 import pytest
+import zarr
 
+from cellray.atlas.describe import describe
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.atlas.store import Atlas
 from cellray.cli import main
@@ -52,6 +55,7 @@ PLAN = ["inspect", "{atlas}", "--plan", "--set", "data.batch_size=16", "--set"]
             "no matrix 'obsm/p' .*; leave out --matrices: it holds nothing beside its counts",
         ),
         (["split", "{atlas}", "--name", "s", "--seed", "-4"], "seed -4 is negative; give 0 or mor"),
+        (["inspect", "{atlas}", "--plan", "--verify"], "a plan reads no content to verify; leave"),
         ([*PLAN, "data.obs=[doner]"], "no obs column 'doner'; did you mean 'donor'"),
         ([*PLAN, "data.obs=[cellray_name]"], "'cellray_name' holds .* cannot be trained on; leave"),
         ([*PLAN, "data.matrices=[obsm/p]"], "no matrix 'obsm/p'; name it when you ingest"),
@@ -72,6 +76,29 @@ def test_a_plan_of_damaged_shards_is_refused(h5ad, tmp_path, capfd):
     capfd.readouterr()
     assert main(words) == 2
     assert "X/data: shard 0, which holds cells 0 to 0, is gone" in capfd.readouterr().err
+
+
+def test_verified_content_is_said_so_and_changed_content_is_an_error(h5ad, tmp_path, capfd):
+    url = tmp_path / "a"
+    assert main(["ingest", h5ad, "--out", str(url)]) == 0
+    capfd.readouterr()
+    assert main(["inspect", str(url), "--verify"]) == 0
+    out, err = capfd.readouterr()
+    assert re.search(r"^digest +[0-9a-f]{64}\nverified +all was read anew$", out, re.MULTILINE)
+    assert "verify 120/120 100%" in err
+    assert main(["inspect", str(url), "--verify", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == json.loads(
+        json.dumps(describe(Atlas.open(str(url))) | {"verified": True})
+    )
+    column = zarr.open_array(url / "obs" / "donor" / "codes", mode="r+")
+    column[7] = (column[7] + 1) % 4
+    assert main(["inspect", str(url)]) == 0
+    assert "\nverified" not in capfd.readouterr().out
+    assert main(["inspect", str(url), "--verify"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    said = f"error: {url} .cells 0 to 119. is not as it was written: .*; copy the atlas again, .*"
+    assert re.fullmatch(said, err.splitlines()[-1])
 
 
 def test_a_plan_says_what_its_memory_leaves_out(atlas, capfd):

@@ -122,7 +122,7 @@ class Part:
         shift = pieces.places - pieces.starts
         straight = bool((shift == shift[0]).all()) and dtype == out.dtype
         low, high = within(pieces, int(chunks[0]) * size, (int(chunks[-1]) + 1) * size)
-        with self._intact(reader, pieces.cells[low:high], "holds"):
+        with self.naming_cells(reader, pieces.cells[low:high], "holds"):
             run = reader.fetch_run(chunks)
         for number, packed in zip(chunks.tolist(), run, strict=True):
             base = number * size
@@ -131,7 +131,7 @@ class Part:
             whole = (
                 straight and pieces.starts[low] <= base and base + size <= pieces.stops[high - 1]
             )
-            with self._intact(reader, pieces.cells[low:high], "holds"):
+            with self.naming_cells(reader, pieces.cells[low:high], "holds"):
                 if whole and (pieces.stops[low : high - 1] == pieces.starts[low + 1 : high]).all():
                     reader.decode(number, packed, out[first : first + size])
                     continue
@@ -147,16 +147,30 @@ class Part:
             )
 
     @contextmanager
-    def _intact(
-        self, reader: ShardReader, cells: NDArray[np.int64] | range, verb: str
+    def naming_cells(
+        self,
+        reader: ShardReader,
+        cells: NDArray[np.int64] | range | Callable[[], range],
+        verb: str,
     ) -> Iterator[None]:
-        """Name the cells of a piece of an array that is gone or corrupt."""
+        """Name the cells of a piece of an array that is gone or corrupt.
+
+        Parameters
+        ----------
+        reader
+            Of the array.
+        cells
+            The cells, or what gives them when they are asked for.
+        verb
+            What the piece does to them: ``"holds"``.
+        """
         try:
             yield
         except DamagedError as error:
+            named = cells() if callable(cells) else cells
             raise CellrayError(
                 f"{self.url}: {reader.layout.path}: {error.piece}, which {verb} cells "
-                f"{min(cells)} to {max(cells)}, is {error.state}",
+                f"{min(named)} to {max(named)}, is {error.state}",
                 COPY_AGAIN,
             ) from error
 
@@ -214,9 +228,9 @@ class Part:
         ordered = bool(self.nodes[f"obs/{name}"]["attributes"].get("ordered", False))
         return pd.Categorical.from_codes(values, pd.Index(self.categories(name)), ordered=ordered)
 
-    def categories(self, name: str) -> NDArray[Any]:
+    def categories(self, name: str, table: str = "obs") -> NDArray[Any]:
         """Read the categories that a column's codes stand for."""
-        path = f"obs/{name}/categories"
+        path = f"{table}/{name}/categories"
         with self._whole(path):
             array: Any = self.group[path]
             if array.shape[0]:  # a column that is missing everywhere has none, and no chunk of them
@@ -225,11 +239,28 @@ class Part:
 
     def _read_column_chunk(self, name: str, number: int) -> NDArray[Any]:
         path = f"obs/{name}/codes" if self.is_categorical(name) else f"obs/{name}"
+        return self.column_chunk(path, number)
+
+    def column_chunk(self, path: str, number: int) -> NDArray[Any]:
+        """Read a run of rows of a table's array, `COLUMN_CHUNK` of them, past all caches.
+
+        Parameters
+        ----------
+        path
+            The array's, of ``obs`` or ``var``: values, codes or row names.
+        number
+            Of the run.
+
+        Raises
+        ------
+        CellrayError
+            The chunk is gone or corrupt.
+        """
         first = number * COLUMN_CHUNK
         array: Any = self.group[path]
         last = min(first + COLUMN_CHUNK, self.facts.n_cells) - 1
-        cells = f"{self.start + first} to {self.start + last}"
-        with self._whole(path, f", which holds cells {cells},"):
+        cells = f", which holds cells {self.start + first} to {self.start + last},"
+        with self._whole(path, cells if path.startswith("obs/") else ""):
             for chunk in range(first // array.chunks[0], -(-(first + 1) // array.chunks[0])):
                 self._require(path, chunk)
             return np.asarray(array[first : first + COLUMN_CHUNK])
@@ -255,7 +286,7 @@ class Part:
         last = min(first + len(out), self.facts.n_cells)
         # The last pointer, which may be alone in its chunk, is the last cell's end.
         cells = range(self.start + min(first, last - 1), self.start + last)
-        with self._intact(reader, cells, "points to"):
+        with self.naming_cells(reader, cells, "points to"):
             reader.decode(number, reader.fetch_run(np.array([number]))[0], out)
         return out
 

@@ -1,7 +1,8 @@
 """Reading any cells of an atlas's matrices: where their elements lie, and where they go."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -10,7 +11,22 @@ from numpy.typing import NDArray
 
 from cellray.atlas.part import Job, Part
 from cellray.atlas.pieces import Pieces, touched
+from cellray.atlas.urls import is_remote
 from cellray.core.types import Rows
+
+REMOTE_REQUESTS = 16
+"""Requests in flight to an object store."""
+
+
+def reading_threads(url: str) -> int:
+    """Say how many threads fetch and decode: as many as cores, or as requests may be in flight."""
+    cores = len(os.sched_getaffinity(0))
+    return max(cores, REMOTE_REQUESTS) if is_remote(url) else cores
+
+
+def reading_pool(url: str) -> ThreadPoolExecutor:
+    """Start the threads that fetch and decode."""
+    return ThreadPoolExecutor(reading_threads(url), thread_name_prefix="cellray-read")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,7 +7,6 @@ as uint16 behind a cast (docs/decisions/0003): to other readers they are int32, 
 them; this reader takes the stored dtype.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -22,15 +21,12 @@ from numpy.typing import NDArray
 from cellray.atlas.columns import join_column
 from cellray.atlas.manifest import FORMAT, Manifest, nodes_of, read_root
 from cellray.atlas.part import Part
-from cellray.atlas.read import Cost, Wanted, cost, dense_rows, sparse_rows
+from cellray.atlas.read import Cost, Wanted, cost, dense_rows, reading_pool, sparse_rows
 from cellray.atlas.storage import patiently, storage_errors
 from cellray.atlas.tables import Column
-from cellray.atlas.urls import is_remote, normalise
+from cellray.atlas.urls import normalise
 from cellray.core.errors import CellrayError, suggest
 from cellray.core.types import Rows, Span
-
-REMOTE_REQUESTS = 16
-"""Requests in flight to an object store."""
 
 
 class Atlas:
@@ -285,10 +281,8 @@ class Atlas:
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        """Threads that fetch and decode: as many as cores, or as requests may be in flight."""
-        cores = len(os.sched_getaffinity(0))
-        size = max(cores, REMOTE_REQUESTS) if is_remote(self.url) else cores
-        return ThreadPoolExecutor(size, thread_name_prefix="cellray-read")
+        """Threads that fetch and decode."""
+        return reading_pool(self.url)
 
 
 @lru_cache(maxsize=8)
