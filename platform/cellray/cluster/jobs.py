@@ -29,6 +29,11 @@ LAST = "last"
 KILLED = 137
 """What a shell calls the end by SIGKILL."""
 
+NO_AGENT = "No available agent to submit job"
+"""What Ray answers as long as no node of the cluster takes jobs."""
+STARTING = 60.0
+"""Seconds after which one should."""
+
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 """What Ray's client follows rather than the address that it is given."""
@@ -102,19 +107,29 @@ class Jobs:
     def submit(self, request: Request) -> str:
         """Submit a job and give its id.
 
+        A cluster whose nodes have just started is asked for a minute: Ray itself waits ten seconds
+        for one that takes jobs.
+
         Raises
         ------
         ClusterError
             The cluster does not take it.
         """
-        with self._reached():
-            return self._client.submit_job(
-                entrypoint=request.entrypoint,
-                submission_id=request.id,
-                runtime_env=dict(request.runtime_env),
-                metadata=dict(request.metadata),
-                **request.resources,
-            )
+        give_up = time.monotonic() + STARTING
+        while True:
+            try:
+                with self._reached():
+                    return self._client.submit_job(
+                        entrypoint=request.entrypoint,
+                        submission_id=request.id,
+                        runtime_env=dict(request.runtime_env),
+                        metadata=dict(request.metadata),
+                        **request.resources,
+                    )
+            except ClusterError as error:
+                if NO_AGENT not in error.what or time.monotonic() > give_up:
+                    raise
+            time.sleep(1)
 
     def list(self) -> list[JobDetails]:
         """List the jobs that were submitted, the newest first."""

@@ -8,9 +8,9 @@ from tests.unit.cluster.answering import answering
 
 import cellray
 from cellray.cli import main, user_error
-from cellray.cluster import follow, settings
-from cellray.cluster.address import ClusterError, find_address
-from cellray.cluster.jobs import Jobs
+from cellray.cluster import follow, jobs, settings
+from cellray.cluster.address import Address, ClusterError, find_address
+from cellray.cluster.jobs import Jobs, Request
 from cellray.cluster.refusals import last_line
 from cellray.cluster.submit import job_id
 from cellray.core.errors import CellrayError
@@ -303,3 +303,17 @@ def test_a_module_that_is_absent_is_said_with_how_to_bring_it():
     assert "the module scvi is not installed where this ran" in str(found)
     for bug in ("cellray", "cellray.nosuch", "ray.nosuch", "json"):
         assert user_error(ModuleNotFoundError(bug, name=bug)) is None
+
+
+def test_a_cluster_whose_nodes_have_just_started_is_asked_again(monkeypatch):
+    taken = (200, '{"submission_id": "a", "job_id": "a"}')
+    waits = (500, "No available agent to submit job, please try again later.")
+    version = {"/api/version": f'{{"ray_version": "{ray.__version__}"}}'}
+    with answering(*waits, then=taken, by_path=version) as url:
+        assert Jobs(Address(url, "test")).submit(Request("a", "true", {})) == "a"
+    monkeypatch.setattr(jobs, "STARTING", 0.0)
+    with (
+        answering(*waits, by_path=version) as url,
+        pytest.raises(ClusterError, match=r"refuses this: .*No available agent"),
+    ):
+        Jobs(Address(url, "test")).submit(Request("a", "true", {}))
