@@ -104,7 +104,14 @@ def send(
     """
     # Ray and MLflow take seconds to load: what can be refused without them is refused before.
     from cellray.cluster.address import find_address
-    from cellray.cluster.settings import MLFLOW, environment, refuse_secrets, resources, tracking
+    from cellray.cluster.settings import (
+        MLFLOW,
+        environment,
+        on_loopback,
+        refuse_secrets,
+        resources,
+        tracking,
+    )
     from cellray.cluster.ship import Shipment
     from cellray.cluster.words import fit_words, title
 
@@ -133,8 +140,10 @@ def send(
         if resumed := fitted.values.get("resume"):
             from cellray.cluster.outcome import run_name
 
-            seen = os.environ.get(MLFLOW) or mlflow  # the same one, or what this shell uses
-            about = run_name(resumed, seen, must=seen == mlflow)
+            seen = os.environ.get(MLFLOW) or mlflow
+            # By one name this shell and the nodes may mean two servers: each its own loopback.
+            must = seen == mlflow and (here or not on_loopback(seen or ""))
+            about = run_name(resumed, seen, where, must=must)
         fitted.words += _storage(command, fitted.values, here=here)
         if asked.code:
             shipment.add_code()

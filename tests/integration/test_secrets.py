@@ -39,9 +39,9 @@ def disguises(secret):
     yield base64.b64encode(f"admin:{secret}".encode()).rstrip(b"=")
 
 
-def finds(folder, *, but=()):
+def finds(folder):
     """Name the files under a folder that hold a secret."""
-    files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name not in but]
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
     assert files, folder
     held = [(path, path.read_bytes()) for path in files]
     return [
@@ -76,7 +76,7 @@ def served(process, url):
 
 @pytest.fixture(scope="module")
 def run(s3_server, tmp_path_factory):
-    """Pre-train on two workers and serve, with credentials wherever there may be some."""
+    """Train on two workers, evaluate, embed and serve, with credentials wherever some may be."""
     folder = tmp_path_factory.mktemp("secrets")
     (folder / "mlflow").mkdir()
     (folder / "work").mkdir()
@@ -126,6 +126,15 @@ def run(s3_server, tmp_path_factory):
                     check=False,
                 )
                 assert proxy.hits() == 2
+            model = ["models:/secret/1", "--atlas", atlas.url]
+            for verb, more in (
+                ("evaluate", ["--label", "cell_type"]),
+                ("embed", ["--out", f"s3://{bucket}/z.parquet"]),
+            ):
+                with (folder / "work" / verb).open("w") as output:
+                    used = [*python, verb, *model, *more]
+                    status = subprocess.call(used, **asked, stdout=output, stderr=output)
+                assert status == 0, (folder / "work" / verb).read_text()
             with (folder / "work" / "serve").open("w") as output:
                 port = free_ports(1)[0]
                 server_words = ["serve", "models:/secret/1", "--port", str(port)]
@@ -149,7 +158,7 @@ def run(s3_server, tmp_path_factory):
             body = s3_server.client.get_object(Bucket=bucket, Key=key)["Body"].read()
             path.write_bytes(body)
         sessions = [path for path in Path(ray).rglob("session_2*") if path.is_dir()]
-        assert len(sessions) == 2
+        assert len(sessions) == 4
         (folder / "ray").mkdir()
         for session in sessions:
             (session / "logs").rename(folder / "ray" / session.name)
@@ -161,6 +170,8 @@ def test_a_run_leaves_no_secret_behind(run):
     assert answers == {SERVE_TOKEN: 200, PASSWORD: 401}
     assert [*folder.glob("bucket/runs/*/*/checkpoint_*")]
     assert [*folder.glob("mlflow/artifacts/**/launch.json")]
+    assert [*folder.glob("mlflow/artifacts/**/report.html")]
+    assert (folder / "bucket" / "z.parquet").exists()
     places = [*(folder / name for name in ("work", "bucket", "ray")), folder / "mlflow"]
     assert [found for place in places for found in finds(place)] == []
 

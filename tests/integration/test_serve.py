@@ -209,6 +209,16 @@ def test_bad_requests_are_answered_in_a_line(service):
         assert "Traceback" not in answer.decode()
 
 
+def test_who_sends_much_sees_why_it_is_refused(service):
+    """And no broken pipe: the connection is not closed while it sends."""
+    large = b"x" * (3 << 20)
+    for path, token, status in (
+        *[("/embed", TOKEN, 413), ("/embed", "wrong", 401)] * 10,
+        *[("/embeddings", TOKEN, 404), ("/healthz", TOKEN, 405)] * 5,
+    ):
+        assert service.ask(path, large, token, Content_Type="application/json")[0] == status
+
+
 def test_a_body_without_a_length_is_cut_off(service):
     host, _, port = service.url.removeprefix("http://").partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=120)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
+from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.conftest import started_cluster
 from tests.integration.driver import history
 from tests.integration.mlflow_server import start_server
@@ -28,6 +29,8 @@ from cellray.cluster.settings import resources
 from cellray.cluster.ship import Shipment
 from cellray.cluster.submit import make_request
 from cellray.core.recipe import Recipe
+from cellray.feed.meters import TRAFFIC_COUNTERS
+from cellray.train.gauges import CELLS, GAUGES
 
 RECIPE = {
     "encoder": {"name": "mlp", "widths": [64], "dim": 8, "dropout": 0.0},
@@ -190,6 +193,10 @@ def test_ctrl_c_leaves_a_job_alone_and_a_stop_ends_it_in_a_checkpoint(place):
     assert f"detached: {job} goes on; 'cellray jobs logs {job} --follow'" in err
 
     until(lambda: [run for run in place.mlflow_runs(job) if steps(place, run)])
+    (run,) = place.mlflow_runs(job)
+    keys = ("step", "train_loss", "cells_per_s", "feed_wait_share")
+    watched = {CELLS[0], TRAFFIC_COUNTERS["requests"][0], *(GAUGES[key][0] for key in keys)}
+    until(lambda: watched <= {name for name, value in published(place, run).items() if value > 0})
     found = place.document("jobs", "stop", job)
     (run,) = place.mlflow_runs(job)
     assert (found["status"], run.info.status) == ("stopped", "KILLED")
@@ -201,7 +208,7 @@ def test_ctrl_c_leaves_a_job_alone_and_a_stop_ends_it_in_a_checkpoint(place):
     reached = steps(place, run)[-1]
 
     _, err = place.run("submit", "pretrain", "--resume", "0" * 32, status=2)
-    assert err == f"error: no run '{'0' * 32}' at {place.mlflow}; see the runs on MLflow's page\n"
+    assert err == f"error: no run '{'0' * 32}' at {place.mlflow}; see the runs with 'cellray ui'\n"
     # Every planned cell comes once, or the run would fail.
     again = place.submit("pretrain", "--resume", run.info.run_id, "--set", "train.patience=1")
     _, err = place.run("jobs", "logs", again, "--follow")
@@ -339,6 +346,15 @@ def jobs_by_status(found):
 def steps(place, run):
     """Give the steps whose losses MLflow holds."""
     return [step for step, _ in history(MlflowClient(place.mlflow), run.info.run_id)]
+
+
+def published(place, run):
+    """Give what the node's endpoint for Prometheus says of a run, and of the object store."""
+    with urlopen(place.cluster.metrics, timeout=10) as told:
+        families = text_string_to_metric_families(told.read().decode())
+    samples = [sample for family in families for sample in family.samples]
+    ours = [one for one in samples if one.labels.get("run", run.info.run_id) == run.info.run_id]
+    return {one.name.removeprefix("ray_"): one.value for one in ours}
 
 
 def until(condition, seconds=300):

@@ -28,12 +28,10 @@ LAST = "last"
 """Stands for the job that its user has submitted last."""
 KILLED = 137
 """What a shell calls the end by SIGKILL."""
-
 NO_AGENT = "No available agent to submit job"
 """What Ray answers as long as no node of the cluster takes jobs."""
 STARTING = 60.0
 """Seconds after which one should."""
-
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 """What Ray's client follows rather than the address that it is given."""
@@ -43,6 +41,8 @@ CHATTERING = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Jobs:
         ClusterError
             The cluster does not take it.
         """
-        give_up = time.monotonic() + STARTING
+        give_up, told = time.monotonic() + STARTING, False
         while True:
             try:
                 with self._reached():
@@ -129,6 +129,9 @@ class Jobs:
             except ClusterError as error:
                 if NO_AGENT not in error.what or time.monotonic() > give_up:
                     raise
+            if not told:
+                logger.warning("no node of %s takes jobs yet; trying for a minute", self.url)
+                told = True
             time.sleep(1)
 
     def list(self) -> list[JobDetails]:

@@ -77,7 +77,7 @@ def _let_in(uri: str, address: Address) -> Iterator[None]:
             del os.environ[name]
 
 
-def run_name(run_id: str, uri: str | None, *, must: bool) -> str | None:
+def run_name(run_id: str, uri: str | None, address: Address, *, must: bool) -> str | None:
     """Give the name of a run, where a store says it at once.
 
     Raises
@@ -89,14 +89,14 @@ def run_name(run_id: str, uri: str | None, *, must: bool) -> str | None:
     if not uri or (file is not None and not file.exists()):
         return None
     try:
-        with store_errors():
+        with _let_in(uri, address), store_errors():
             name: str | None = client(uri).get_run(run_id).info.run_name
     except CellrayError:  # it does not answer, or does not let one in
         return None
     except MlflowException as error:
         if must and error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise CellrayError(
-                f"no run '{run_id}' at {scrub(uri)}", "see the runs on MLflow's page"
+                f"no run '{run_id}' at {scrub(uri)}", "see the runs with 'cellray ui'"
             ) from error
         return None
     return name

@@ -134,13 +134,18 @@ def tracking(env: Mapping[str, str], clusters: Mapping[str, str], *, here: bool)
             return None
     uri = uri or tracking_uri()
     refuse_password(uri)
-    if not here and (not SERVER.match(uri) or (mine and is_loopback(urlsplit(uri).hostname or ""))):
+    if not here and (not SERVER.match(uri) or (mine and on_loopback(uri))):
         raise CellrayError(
             f"runs and models would go to {uri}, which is on this machine and not on the cluster's",
             f"give --env {MLFLOW}=http://HOST:5000 as the nodes reach it, or --env {MLFLOW}= to "
             "take theirs",
         )
     return uri
+
+
+def on_loopback(uri: str) -> bool:
+    """Say whether an address of MLflow names another server on each machine."""
+    return is_loopback(urlsplit(uri).hostname or "")
 
 
 def refuse_password(uri: str) -> None:

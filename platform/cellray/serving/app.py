@@ -11,13 +11,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from cellray.core import logs
@@ -25,7 +25,7 @@ from cellray.core.errors import CellrayError
 from cellray.core.ports import is_loopback
 from cellray.core.secrets import scrub
 from cellray.serving import gauges
-from cellray.serving.bodies import ARROW, JSON, RequestError, parse, taken, to_arrow
+from cellray.serving.bodies import ARROW, JSON, RequestError, hear_out, parse, taken, to_arrow
 from cellray.serving.model import Served
 from cellray.track.catalogue import version_of
 from cellray.track.uri import tracking_uri
@@ -170,10 +170,15 @@ class Embedding:
     async def __call__(self, request: Request) -> Response:
         """Answer a request, count it, and let no traceback out."""
         began, served, path = time.monotonic(), self._served, request.url.path
+        body = request.stream()
         try:
-            response = await self._answer(served, request)
+            response = await self._answer(served, request, body)
         except RequestError as refusal:
+            await hear_out(body)
             response = _refusal(refusal)
+        except ClientDisconnect:  # nobody reads the answer
+            left = "the client left before its body was whole", "send it again"
+            response = _refusal(RequestError(400, *left))
         except Exception:
             logger.exception("%s failed", path)
             bug = "this request has met a bug", "its traceback is in the replica's log"
@@ -185,7 +190,9 @@ class Embedding:
             gauges.answered(path, response.status_code, seconds, model=uri)
         return response
 
-    async def _answer(self, served: Served, request: Request) -> Response:
+    async def _answer(
+        self, served: Served, request: Request, stream: AsyncIterator[bytes]
+    ) -> Response:
         path = request.url.path
         if path not in ROUTES:
             raise RequestError(404, f"there is no {path}", f"ask for {', '.join(ROUTES)}")
@@ -199,7 +206,7 @@ class Embedding:
         if path == "/model":
             return JSONResponse(served.describe())
         limit = self._settings.max_mib << 20
-        body = await taken(request.stream(), request.headers.get("content-length"), limit)
+        body = await taken(stream, request.headers.get("content-length"), limit)
         kind = request.headers.get("content-type", JSON)
         layer, accept = request.query_params.get("layer"), request.headers.get("accept", "")
         return await asyncio.to_thread(self._embedded, served, body, kind, layer, accept)

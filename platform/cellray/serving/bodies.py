@@ -1,7 +1,9 @@
 """What a request holds, and what an answer looks like: JSON, ``.h5ad``, Arrow."""
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.sparse import csr_matrix
+from starlette.requests import ClientDisconnect
 
 from cellray.atlas.h5ad import open_h5ad
 from cellray.atlas.hdf5 import h5_file
@@ -25,8 +28,8 @@ MAX_CELLS = 20_000
 UNPACKED = 1 << 30
 """Bytes that an .h5ad may unpack to: a small body may hold a great many zeros."""
 ELEMENTS = 1 << 24
-LINGERING = 16 << 20
-"""Bytes of a body that is too large that are taken beyond what is allowed."""
+LINGERING, LINGERING_SECONDS = 16 << 20, 10.0
+"""How much of a refused request's body is heard out, and for how long."""
 FILE = "counts.h5ad"
 
 
@@ -74,10 +77,7 @@ class _Document(BaseModel):
 
 
 async def taken(stream: AsyncIterator[bytes], declared: str | None, limit: int) -> bytes:
-    """Take a body, and keep no more of it than is allowed.
-
-    A client that finds the connection closed while it sends does not see the answer, so that
-    `LINGERING` bytes more are taken and thrown away.
+    """Take a body, and no more of it than is allowed.
 
     Parameters
     ----------
@@ -93,20 +93,38 @@ async def taken(stream: AsyncIterator[bytes], declared: str | None, limit: int) 
     RequestError
         It is larger: 413.
     """
-    body, seen = bytearray(), 0
+    body = bytearray()
     large = bool(declared and declared.isdigit() and int(declared) > limit)
-    async for part in stream:
-        seen += len(part)
-        large = large or seen > limit
-        if not large:
+    if not large:
+        async for part in stream:
             body += part
-        elif seen > limit + LINGERING:
-            break
+            if large := len(body) > limit:
+                break
     if large:
+        body.clear()  # the error's traceback would keep it
         raise RequestError(
             413, f"the body is larger than {limit >> 20} MiB", "send the cells in several requests"
         )
     return bytes(body)
+
+
+async def hear_out(stream: AsyncIterator[bytes]) -> None:
+    """Throw away what is left of the body of a request that is refused, up to a limit.
+
+    A client that finds the connection closed while it sends does not see the answer.
+
+    Parameters
+    ----------
+    stream
+        The body's parts as they come; `LINGERING` bytes of it are taken, in `LINGERING_SECONDS`.
+    """
+    seen = 0
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(LINGERING_SECONDS):
+            async for part in stream:
+                seen += len(part)
+                if seen >= LINGERING:
+                    break
 
 
 def parse(body: bytes, kind: str, *, layer: str | None = None) -> Cells:

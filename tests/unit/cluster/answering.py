@@ -9,13 +9,15 @@ from tests.listening import listening
 
 @contextmanager
 def answering(status, body, then=None, by_path=MappingProxyType({})):
-    """A server that gives one answer to everything, or another after the first, or to a path."""
+    """A server that gives one answer to all, or another after the first, or to a path its own."""
     answers = iter([(status, body)] if then else [])
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            usual = next(answers, then or (status, body))
-            code, text = (200, by_path[self.path]) if self.path in by_path else usual
+            if self.path in by_path:
+                code, text = 200, by_path[self.path]
+            else:
+                code, text = next(answers, then or (status, body))
             self.send_response(code)
             self.end_headers()
             self.wfile.write(text.encode())

@@ -305,12 +305,13 @@ def test_a_module_that_is_absent_is_said_with_how_to_bring_it():
         assert user_error(ModuleNotFoundError(bug, name=bug)) is None
 
 
-def test_a_cluster_whose_nodes_have_just_started_is_asked_again(monkeypatch):
+def test_a_cluster_whose_nodes_have_just_started_is_asked_again(monkeypatch, caplog):
     taken = (200, '{"submission_id": "a", "job_id": "a"}')
     waits = (500, "No available agent to submit job, please try again later.")
     version = {"/api/version": f'{{"ray_version": "{ray.__version__}"}}'}
     with answering(*waits, then=taken, by_path=version) as url:
         assert Jobs(Address(url, "test")).submit(Request("a", "true", {})) == "a"
+    assert caplog.messages == [f"no node of {url} takes jobs yet; trying for a minute"]
     monkeypatch.setattr(jobs, "STARTING", 0.0)
     with (
         answering(*waits, by_path=version) as url,

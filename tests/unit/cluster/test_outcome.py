@@ -94,6 +94,10 @@ def test_a_local_clusters_password_goes_to_its_own_server_alone(
     assert "pass" not in repr(address)
 
     seen.clear()
+    assert run_name("0" * 32, url, address, must=True) is None
+    assert ours in seen
+
+    seen.clear()
     elsewhere = Address(address.url, "test", env={"MLFLOW_TRACKING_URI": "x"}, login=address.login)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
     outcome(Details(), elsewhere)
@@ -106,8 +110,8 @@ def test_a_local_clusters_password_goes_to_its_own_server_alone(
 
 
 def test_a_run_to_go_on_with_is_missed_only_where_the_store_says_so(store):
-    absent = "0" * 32
-    with pytest.raises(CellrayError, match=f"no run '{absent}' at sqlite:///.*; see the runs on"):
-        run_name(absent, tracking_uri(), must=True)
-    assert run_name(absent, tracking_uri(), must=False) is None
-    assert run_name(absent, "http://127.0.0.1:9", must=True) is None
+    absent, nobody = "0" * 32, Address("http://127.0.0.1:1", "test")
+    with pytest.raises(CellrayError, match=f"no run '{absent}' at sqlite:///.*; see the runs with"):
+        run_name(absent, tracking_uri(), nobody, must=True)
+    assert run_name(absent, tracking_uri(), nobody, must=False) is None
+    assert run_name(absent, "http://127.0.0.1:9", nobody, must=True) is None
