@@ -99,9 +99,15 @@ class Jobs:
 
     def is_here(self) -> bool:
         """Say whether all its nodes are this machine; a tunnel's address would not say so."""
+        give_up = time.monotonic() + STARTING
         with suppress(requests.RequestException, ValueError, KeyError, TypeError):
-            found = self._client.ask("/nodes?view=hostNameList").json()["data"]["hostNameList"]
-            return set(found) == {socket.gethostname()}
+            while True:
+                answer = self._client.ask("/nodes?view=hostNameList").json()
+                found = set(answer["data"]["hostNameList"])
+                # A head that has just started does not list itself yet.
+                if found or time.monotonic() > give_up:
+                    return found == {socket.gethostname()}
+                time.sleep(0.5)
         return False
 
     def submit(self, request: Request) -> str:

@@ -1,6 +1,7 @@
 """Where jobs go, what they are told, and what is said of what answers there."""
 
 import json
+import socket
 
 import pytest
 import ray
@@ -318,3 +319,11 @@ def test_a_cluster_whose_nodes_have_just_started_is_asked_again(monkeypatch, cap
         pytest.raises(ClusterError, match=r"refuses this: .*No available agent"),
     ):
         Jobs(Address(url, "test")).submit(Request("a", "true", {}))
+
+
+@pytest.mark.parametrize(("hosts", "here"), [([socket.gethostname()], True), (["a", "b"], False)])
+def test_a_head_that_does_not_know_its_nodes_yet_is_asked_again(hosts, here):
+    none, some = (json.dumps({"data": {"hostNameList": names}}) for names in ([], hosts))
+    version = {"/api/version": f'{{"ray_version": "{ray.__version__}"}}'}
+    with answering(200, none, then=(200, some), by_path=version) as url:
+        assert Jobs(Address(url, "test")).is_here() is here
