@@ -19,8 +19,12 @@ pytestmark = pytest.mark.slow
 ATLAS = "s3://cellray/atlas"
 PIPED = {
     "name": "plates",
-    "ingest": {"sources": ["a.h5ad"], "out": "s3://cellray/piped"},
-    "pretrain": {"recipe": str(ROOT / "configs" / "smoke.yaml"), "changes": ["train.epochs=400"]},
+    "ingest": {"out": "s3://cellray/piped"},
+    "pretrain": {
+        "recipe": str(ROOT / "configs" / "smoke.yaml"),
+        "changes": {"train.epochs": 60},
+        "storage": "s3://cellray/runs",
+    },
     "evaluate": {"label": "cell_type"},
     "promote": {"if_better": "model/knn/macro_f1"},
 }
@@ -54,10 +58,8 @@ def test_a_model_is_made_used_and_promoted(folder):
     assert (job["status"], job["models"]) == ("succeeded", ["models:/tried/1"])
 
     env = answer(folder, "cluster", "env")
-    followed(
-        folder, "embed", "models:/tried/1", "--atlas", ATLAS, "--out", "s3://cellray/z.parquet"
-    )
-    assert [*keys(env, "z.parquet")] == ["z.parquet"]
+    followed(folder, "embed", "models:/tried/1", "--atlas", ATLAS, "--out", "s3://cellray/z/")
+    assert [*keys(env, "z/")] == ["z/_cellray.json", "z/part-000000000000.parquet"]
     followed(
         folder, "embed", "models:/tried/1", "--atlas", ATLAS, "--out", "s3://cellray/with.zarr"
     )
@@ -90,7 +92,8 @@ def trained(job):
 
 
 def test_a_pipeline_that_is_stopped_goes_on_at_its_step(folder, monkeypatch, browser):
-    (folder / "plates.yaml").write_text(yaml.safe_dump(PIPED))
+    ingest = PIPED["ingest"] | {"sources": [str(folder / "a.h5ad")]}
+    (folder / "plates.yaml").write_text(yaml.safe_dump(PIPED | {"ingest": ingest}))
     env = answer(folder, "cluster", "env")
     for name in ("URI", "USERNAME", "PASSWORD"):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", env[f"MLFLOW_TRACKING_{name}"])
