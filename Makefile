@@ -38,7 +38,7 @@ format: .venv/.installed  ## rewrite the files in the house's style
 test: lint .venv-s3/.installed  ## all that CI runs, but for the long matrices
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
-# SHARE=0/4 runs a quarter of them, 1/4 another. Status 5: none of the sweeps is in that share.
+# SHARE=0/8 runs an eighth of them, 1/8 another. Status 5: none of the sweeps is in that share.
 test-slow: .venv/.installed .venv-s3/.installed  ## the long matrices; SHARE=K/N: one share of them
 	$(BIN)/pytest -n 2 --dist loadfile -m slow $(if $(SHARE),--share $(SHARE)) --ignore tests/integration/test_sweep.py
 	$(BIN)/pytest -m slow $(if $(SHARE),--share $(SHARE)) tests/integration/test_sweep.py || test $$? = 5
