@@ -83,6 +83,18 @@ def test_launcher_start_commands_parse(launcher):
         start.make_context("start", words)
 
 
+def test_the_launchers_other_commands_parse():
+    """Those that its head shows, and those that it gives nodes: Ray's own command takes them."""
+    from ray.scripts.scripts import cli
+
+    shown = re.findall(r"^(?:#     |  - )ray (\w+)((?: [\w/.=-]+)*)", LAUNCHER.read_text(), re.M)
+    named = re.findall(r"`ray ([\w-]+)((?: [\w/.=-]+)*)`", LAUNCHER.read_text())
+    complete = [*shown, *((verb, words) for verb, words in named if words)]
+    assert {verb for verb, _ in complete} == {"up", "dashboard", "down", "stop", "get-auth-token"}
+    for verb, words in complete:
+        cli.commands[verb].make_context(verb, words.split())
+
+
 def test_launcher_gives_every_node_that_works_access_to_the_bucket(launcher):
     """Ray's launcher gives a profile of its own making to the head alone."""
     kinds = launcher["available_node_types"]

@@ -121,12 +121,14 @@ def test_mlflow_asks_who_one_is(compose):
 
 @pytest.mark.parametrize("name", ["ray-head", "ray-worker"])
 def test_ray_starts_with_a_token(compose, name):
-    from ray.scripts.scripts import start
+    from ray.scripts.scripts import cli
 
     service = compose["services"][name]
-    program, verb, *words = service["command"]
-    assert (program, verb) == ("ray", "start")
-    start.make_context("start", list(words))
+    health = service["healthcheck"]["test"]
+    for wanted, command in (("start", service["command"]), ("status", health[1:])):
+        program, verb, *words = command
+        assert (program, verb) == ("ray", wanted)
+        cli.commands[verb].make_context(verb, list(words))
     assert service["environment"]["RAY_AUTH_MODE"] == "token"
     waits = service["environment"].get("RAY_JOB_START_TIMEOUT_SECONDS")
     assert waits == ("86400" if name == "ray-head" else None)
