@@ -32,7 +32,7 @@ def cluster(request):
     """A head with room for the driver and the reads, to which nodes are added."""
     head = {"num_cpus": 2, "object_store_memory": 300_000_000}
     head["include_dashboard"] = getattr(request, "param", False)
-    (head["dashboard_port"],) = free_ports(1)
+    head["dashboard_port"], head["dashboard_agent_listen_port"] = free_ports(2)
     made = Cluster(initialize_head=True, head_node_args=head)
     yield made
     made.shutdown()
