@@ -213,8 +213,3 @@ def test_log_lines_say_run_job_and_rank(run):
     }
     (replica,) = {one["replica"] for one in workers if "serves models:/secret/1" in one["message"]}
     assert replica.isalnum()
-
-
-def test_progress_lines_of_serve_are_json(run):
-    folder, _, _ = run
-    assert [one for one in lines((folder / "work" / "serve").read_text()) if "job" in one]
