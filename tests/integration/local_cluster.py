@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
+import boto3
 import psutil
 
 from cellray.cluster.processes import MARK
@@ -47,6 +49,28 @@ def answer(folder, *words, env=None, code=0):
 
 def state(folder):
     return json.loads((folder / ".cellray" / "cluster" / "state.json").read_text())
+
+
+def keys(env, prefix):
+    """Give the keys in the cluster's bucket that begin so, with what tells their content."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=env["AWS_ENDPOINT_URL"],
+        region_name=env["AWS_REGION"],
+        aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+    )
+    found = client.list_objects_v2(Bucket="cellray", Prefix=prefix).get("Contents", [])
+    client.close()
+    return {one["Key"]: one["ETag"] for one in found}
+
+
+def jobs_text(env):
+    """What everyone who sees the cluster's jobs can read of them."""
+    token = Path(env["RAY_AUTH_TOKEN_PATH"]).read_text()
+    headers = {"Authorization": f"Bearer {token}"}
+    with urlopen(Request(f"{env['RAY_API_SERVER_ADDRESS']}/api/jobs/", headers=headers)) as told:
+        return told.read().decode()
 
 
 def marked(mark):

@@ -5,13 +5,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from urllib.request import Request, urlopen
 
-import boto3
 import psutil
 import pytest
 import yaml
-from tests.integration.local_cluster import CELLRAY, ROOT, UP, answer, bare, cellray, marked, state
+from tests.integration.local_cluster import (
+    CELLRAY,
+    ROOT,
+    UP,
+    answer,
+    bare,
+    cellray,
+    jobs_text,
+    keys,
+    marked,
+    state,
+)
 
 from cellray.atlas.simulate import Simulation, simulate_anndata
 
@@ -47,27 +56,6 @@ def submit(folder, env, *entrypoint):
         text=True,
         timeout=400,
     )
-
-
-def keys(env, prefix):
-    client = boto3.client(
-        "s3",
-        endpoint_url=env["AWS_ENDPOINT_URL"],
-        region_name=env["AWS_REGION"],
-        aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
-    )
-    found = client.list_objects_v2(Bucket="cellray", Prefix=prefix).get("Contents", [])
-    client.close()
-    return {one["Key"]: one["ETag"] for one in found}
-
-
-def jobs_text(env):
-    """What everyone who sees the cluster's jobs can read of them."""
-    token = Path(env["RAY_AUTH_TOKEN_PATH"]).read_text()
-    headers = {"Authorization": f"Bearer {token}"}
-    with urlopen(Request(f"{env['RAY_API_SERVER_ADDRESS']}/api/jobs/", headers=headers)) as told:
-        return told.read().decode()
 
 
 def test_a_job_trains_from_s3_and_its_model_outlives_the_cluster(tmp_path):

@@ -8,8 +8,7 @@ import yaml
 from playwright.sync_api import expect
 from tests.integration.browsing import visiting
 from tests.integration.driver import history
-from tests.integration.local_cluster import ROOT, UP, answer, cellray
-from tests.integration.test_local_jobs import jobs_text, keys
+from tests.integration.local_cluster import ROOT, UP, answer, cellray, jobs_text, keys
 
 from cellray.atlas.simulate import Simulation, simulate_anndata
 from cellray.track.store import client
@@ -42,10 +41,10 @@ def folder(tmp_path_factory):
         cellray(folder, "cluster", "down")
 
 
-def followed(folder, verb, *words, status=0):
+def followed(folder, verb, *words):
     """Submit and follow to the end, without any variable of the cluster's; give what is said."""
     done = cellray(folder, "submit", verb, *words, "--follow")
-    assert done.returncode == status, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
